@@ -1,0 +1,82 @@
+"""Nodes and arrows: who is compared with whom.
+
+A node is model letter x side x view: ``SI`` the student's image rows, ``TT`` the first teacher's text rows,
+``ST@syn`` the student's rows of synthetic captions. An arrow ``SI>TT`` anchors rows at SI and takes candidates
+from TT; ``SI-ST`` is both directions.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from clipdistill.errors import RecipeError
+
+#: The letter of the model in training; every other capital letter is a teacher.
+STUDENT = "S"
+SIDES = {"I": "image", "T": "text"}
+
+_NODE = re.compile(r"([A-Z])([A-Z])(?:@([a-z][a-z0-9_]*))?")
+KNOWN_NODES = "student SI, ST; teacher TI, TT; a second teacher UI, UT; a view after @, as in ST@syn"
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """One embedding matrix, ``float [B, D]``: model letter, side (``I`` or ``T``), view (``""`` is plain)."""
+
+    model: str
+    side: str
+    view: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Node:
+        """Read ``"SI"`` or ``"ST@syn"``.
+
+        Raises:
+            RecipeError: the text names no node; the message lists the known ones.
+        """
+        match = _NODE.fullmatch(text.strip())
+        if match is None or match[2] not in SIDES:
+            raise RecipeError(f"unknown node '{text.strip()}'. Known nodes: {KNOWN_NODES}.")
+        return cls(match[1], match[2], match[3] or "")
+
+    @property
+    def is_student(self) -> bool:
+        """Whether gradients flow into this node."""
+        return self.model == STUDENT
+
+    def __str__(self) -> str:
+        return f"{self.model}{self.side}" + (f"@{self.view}" if self.view else "")
+
+
+@dataclass(frozen=True, order=True)
+class Arrow:
+    """Rows of ``anchor`` against candidates from ``other``."""
+
+    anchor: Node
+    other: Node
+
+    def __str__(self) -> str:
+        return f"{self.anchor}>{self.other}"
+
+
+def parse_arrows(text: str) -> tuple[Arrow, ...]:
+    """Read ``"SI>TT, ST>TI"`` or ``"SI-ST"`` (both directions) into arrows, in the order written.
+
+    Raises:
+        RecipeError: a piece is no arrow, or names an unknown node.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise RecipeError(f"expected arrows such as 'SI-ST' or 'SI>TT, ST>TI', found {text!r}.")
+    arrows: list[Arrow] = []
+    for piece in text.split(","):
+        nodes = re.split(r"([>-])", piece.strip())
+        if len(nodes) != 3:
+            raise RecipeError(
+                f"'{piece.strip()}' is no arrow: write 'SI>TT' (anchor > candidates) or 'SI-ST' (both directions)."
+            )
+        left, right = Node.parse(nodes[0]), Node.parse(nodes[2])
+        arrows.append(Arrow(left, right))
+        if nodes[1] == "-":
+            arrows.append(Arrow(right, left))
+    return tuple(arrows)

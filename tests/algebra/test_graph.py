@@ -1,0 +1,208 @@
+"""The graph against naive numpy, one double loop at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipdistill.algebra.graph import InteractionGraph
+from clipdistill.algebra.recipe import Recipe, available
+from clipdistill.errors import RecipeError
+
+SCALES = {"S": 14.3, "T": 100.0}
+
+
+def rows(seed: int, count: int = 6, width: int = 8) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        node: torch.randn(count, width, generator=generator, dtype=torch.float64) for node in ("SI", "ST", "TI", "TT")
+    }
+
+
+def unit(matrix: torch.Tensor) -> np.ndarray:
+    array = matrix.detach().numpy()
+    return array / np.linalg.norm(array, axis=1, keepdims=True)
+
+
+def compute(terms: Any, embeddings: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
+    widths = {"S": embeddings["SI"].shape[1], "T": embeddings["TI"].shape[1]}
+    return InteractionGraph(Recipe.load(terms), widths).double()(embeddings, SCALES, **options).total
+
+
+def naive_contrast(a: np.ndarray, b: np.ndarray, scale: float, positives: list[set[int]]) -> float:
+    total = 0.0
+    for i in range(len(a)):
+        logits = [scale * float(a[i] @ b[j]) for j in range(len(b))]
+        log_z = np.log(np.sum(np.exp(logits)))
+        total -= np.mean([logits[j] - log_z for j in positives[i]])
+    return total / len(a)
+
+
+def same_groups(keys: list[list[int]]) -> list[set[int]]:
+    count = len(keys)
+    agree = lambda i, j: i == j or any(a == b and a >= 0 for a, b in zip(keys[i], keys[j], strict=True))  # noqa: E731
+    return [{j for j in range(count) if agree(i, j)} for i in range(count)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.tuples(st.integers(-1, 2), st.integers(-1, 2)), min_size=2, max_size=7))
+def test_groups_are_extra_positives(seed: int, keys: list[tuple[int, int]]) -> None:
+    embeddings = rows(seed, len(keys))
+    groups = [list(key) for key in keys]
+    found = compute([{"contrast": "SI>ST"}], embeddings, positives=torch.tensor(groups))
+    expected = naive_contrast(unit(embeddings["SI"]), unit(embeddings["ST"]), 14.3, same_groups(groups))
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_column_of_groups_may_be_flat() -> None:
+    embeddings, groups = rows(0), torch.tensor([0, 1, 0, 2, -1, -1])
+    flat = compute([{"contrast": "SI-ST"}], embeddings, positives=groups)
+    assert flat == compute([{"contrast": "SI-ST"}], embeddings, positives=groups[:, None])
+    assert flat != compute([{"contrast": "SI-ST"}], embeddings)
+
+
+@pytest.mark.parametrize("bias", [None, -3.0])
+def test_sigmoid_is_a_sum_of_yes_or_no_questions(bias: float | None) -> None:
+    embeddings, keys = rows(1), [[0], [1], [0], [2], [3], [4]]
+    found = compute(
+        [{"contrast": "SI>ST", "metric": "sigmoid"}],
+        embeddings,
+        positives=torch.tensor(keys),
+        biases=None if bias is None else {"S": torch.tensor(bias)},
+    )
+    a, b, positives = unit(embeddings["SI"]), unit(embeddings["ST"]), same_groups(keys)
+    expected = 0.0
+    for i in range(6):
+        for j in range(6):
+            z = 14.3 * float(a[i] @ b[j]) + (-10.0 if bias is None else bias)
+            expected += np.log1p(np.exp(-z if j in positives[i] else z)) / 6
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_term_is_the_mean_over_its_arrows_and_the_total_their_weighted_sum() -> None:
+    embeddings = rows(2)
+    one_way = compute([{"contrast": "SI>ST"}], embeddings)
+    other_way = compute([{"contrast": "ST>SI"}], embeddings)
+    both = InteractionGraph(
+        Recipe.load(
+            [
+                {"contrast": "SI-ST", "weight": 3, "name": "a"},
+                {"feature": "SI>TI", "weight": 0.5, "name": "b"},
+            ]
+        ),
+        {"S": 8, "T": 8},
+    )(embeddings, SCALES)
+    assert float(both.terms["a"]) == pytest.approx(float(one_way + other_way) / 2)
+    assert float(both.total) == pytest.approx(float(3 * both.terms["a"] + 0.5 * both.terms["b"]))
+
+
+def test_feature_metrics() -> None:
+    embeddings = rows(3)
+    a, b = unit(embeddings["SI"]), unit(embeddings["TI"])
+    squared = ((a - b) ** 2).sum(1).mean()
+    values = {
+        metric: float(compute([{"feature": "SI>TI", "metric": metric}], embeddings))
+        for metric in ("mse", "l2", "cosine")
+    }
+    assert values == pytest.approx({"mse": squared / 8, "l2": squared, "cosine": squared / 2})
+
+
+def test_adapters_exist_exactly_where_widths_differ() -> None:
+    recipe = Recipe.load("clip-kd")
+    assert not InteractionGraph(recipe, {"S": 64, "T": 64}).adapters
+    graph = InteractionGraph(recipe, {"S": 32, "T": 64})
+    assert {name: tuple(layer.weight.shape) for name, layer in graph.adapters.items()} == {
+        "SI_to_64": (64, 32),
+        "ST_to_64": (64, 32),
+    }
+    assert not InteractionGraph(Recipe.load("affinity"), {"S": 32, "T": 64}).adapters
+    assert set(InteractionGraph(Recipe.load("chinese-clip-kd"), {"S": 32, "T": 64}).adapters) == {"SI_to_64"}
+
+
+def test_an_adapted_row_is_the_linear_map_of_the_row() -> None:
+    embeddings = rows(4) | {"TI": torch.randn(6, 12, dtype=torch.float64)}
+    graph = InteractionGraph(Recipe.load([{"feature": "SI>TI", "metric": "l2"}]), {"S": 8, "T": 12}).double()
+    mapped = embeddings["SI"] @ graph.adapters["SI_to_12"].weight.T
+    expected = ((unit(mapped) - unit(embeddings["TI"])) ** 2).sum(1).mean()
+    assert float(graph(embeddings, SCALES).total.detach()) == pytest.approx(expected)
+
+
+def test_targets_are_detached_unless_mutual() -> None:
+    def gradient(mutual: bool) -> torch.Tensor:
+        embeddings = {node: matrix.requires_grad_() for node, matrix in rows(5).items()}
+        compute([{"feature": "SI>ST", "mutual": mutual}], embeddings).backward()
+        found = embeddings["ST"].grad
+        return torch.zeros(1) if found is None else found
+
+    assert gradient(False).abs().sum() == 0
+    assert gradient(True).abs().sum() > 0
+
+
+def test_teacher_rows_get_no_gradient_through_a_relation() -> None:
+    embeddings = {node: matrix.requires_grad_() for node, matrix in rows(6).items()}
+    compute([{"relation": "SI-ST", "like": "TI-TT"}], embeddings).backward()
+    assert embeddings["TI"].grad is None
+    assert embeddings["SI"].grad is not None
+
+
+def test_new_scales_learn_and_stay_below_a_hundred() -> None:
+    graph = InteractionGraph(
+        Recipe.load([{"contrast": "SI>TT", "scale": {"new": 14.3}, "name": "icl"}]), {"S": 8, "T": 8}
+    )
+    graph(rows(7), SCALES).total.backward()
+    assert graph.log_scales["icl"].grad is not None
+    graph.log_scales["icl"].data.fill_(9.0)
+    graph.clamp_()
+    assert float(graph.log_scales["icl"].detach().exp()) == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("name", sorted(available()))
+def test_every_recipe_gives_finite_gradients_at_unequal_widths_in_half_precision(name: str) -> None:
+    recipe = Recipe.load(name)
+    embeddings = {
+        str(node): torch.randn(5, 8 if node.is_student else 12, dtype=torch.bfloat16) for node in recipe.nodes
+    }
+    for node, matrix in embeddings.items():
+        matrix.requires_grad_(node.startswith("S"))
+    losses = InteractionGraph(recipe, {"S": 8, "T": 12})(embeddings, SCALES)
+    losses.total.backward()
+    assert losses.total.dtype == torch.float32
+    assert all(torch.isfinite(m.grad).all() for n, m in embeddings.items() if n.startswith("S"))  # type: ignore[union-attr]
+
+
+def test_a_missing_node_names_the_term_that_needs_it() -> None:
+    with pytest.raises(RecipeError, match=r"term crd \(relation SI-ST like TI-TT\) needs node TI, but no model 'T'"):
+        InteractionGraph(Recipe.load("clip-kd"), {"S": 64})
+    graph = InteractionGraph(Recipe.load("clip-kd"), {"S": 8, "T": 8})
+    embeddings = rows(8)
+    del embeddings["TT"]
+    with pytest.raises(RecipeError, match=r"needs node TT, but only SI, ST, TI is given"):
+        graph(embeddings, SCALES)
+
+
+def test_bad_shapes_and_missing_scales_are_named() -> None:
+    graph = InteractionGraph(Recipe.load("clip"), {"S": 8})
+    with pytest.raises(RecipeError, match=r"node SI: expected shape \[B, 8\], found \[6, 4\]"):
+        graph({"SI": torch.ones(6, 4), "ST": torch.ones(6, 8)}, SCALES)
+    with pytest.raises(RecipeError, match="node ST has 5 rows, another node has 6"):
+        graph({"SI": torch.ones(6, 8), "ST": torch.ones(5, 8)}, SCALES)
+    with pytest.raises(RecipeError, match="logit scale of model 'S'"):
+        graph({"SI": torch.ones(6, 8), "ST": torch.ones(6, 8)}, {"T": 1.0})
+    with pytest.raises(RecipeError, match="unknown node 'SQ'"):
+        graph({"SI": torch.ones(6, 8), "SQ": torch.ones(6, 8)}, SCALES)
+    with pytest.raises(RecipeError, match="positives has 3 rows"):
+        graph(
+            {"SI": torch.ones(6, 8), "ST": torch.ones(6, 8)},
+            SCALES,
+            positives=torch.zeros(3, dtype=torch.long),
+        )
+
+
+def test_two_teachers_of_different_width_cannot_be_paired() -> None:
+    with pytest.raises(RecipeError, match="only a student node can be adapted"):
+        InteractionGraph(Recipe.load([{"contrast": "TI>UI"}]), {"T": 8, "U": 12})

@@ -1,0 +1,177 @@
+"""Values and gradients of the published code, executed by its authors' own functions: ours must agree.
+
+The vectors in tests/golden are float64. Gradients named ``d_X`` are with respect to the unnormalised student rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clipdistill.algebra.graph import InteractionGraph
+from clipdistill.algebra.recipe import Recipe
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+INPUTS = load_file(GOLDEN / "inputs-b8d16.safetensors")
+RAW_SCALE = 2.659260036932778  # ln(1 / 0.07): CLIP-KD's cross scale, used without the exponential
+TAU = 0.07
+
+TASK = {"contrast": "SI-ST"}
+CRD = {"relation": "SI-ST", "like": "TI-TT", "metric": "kl"}
+FD = [
+    {"feature": "SI>TI", "metric": "mse", "weight": 2000},
+    {"feature": "ST>TT", "metric": "mse", "weight": 2000},
+]
+AFFINITY = {"relation": "SI-ST", "like": "TI-TT", "metric": "ce"}
+CASES: dict[str, list[dict[str, Any]]] = {
+    "clipkd-task": [TASK],
+    "clipkd-crd": [CRD],
+    "clipkd-fd": FD,
+    "clipkd-icl": [{"contrast": "SI>TT, ST>TI", "scale": {"new": RAW_SCALE}, "name": "cross"}],
+    "clipkd-crosskd": [
+        {
+            "relation": "SI>TT, ST>TI",
+            "like": "TI-TT",
+            "metric": "kl",
+            "scale": {"new": RAW_SCALE},
+            "name": "cross",
+        }
+    ],
+    "openclip-contrastive": [TASK],
+    "openclip-distill": [AFFINITY],
+    "tinyclip-affinity": [AFFINITY],
+    "chineseclip-total": [TASK, {"feature": "SI>TI", "metric": "cosine", "weight": 0.5}],
+    "chineseclip-imgcos": [{"feature": "SI>TI", "metric": "cosine"}],
+}
+
+
+def mobileclip(scales: tuple[float, float], weight: float, views: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Cross entropy is linear in its target: one term per teacher at weight 1/K is the mean of their softmaxes."""
+    terms: list[dict[str, Any]] = []
+    for view in views:
+        terms.append({"contrast": f"SI-ST{view}", "weight": 1 - weight})
+        for letter, scale in zip("TU", scales, strict=True):
+            like = f"{letter}I-{letter}T{view}"
+            name = f"{letter}{view}"
+            relation = {"relation": f"SI-ST{view}", "like": like, "metric": "ce", "like_scale": scale}
+            terms.append({**relation, "weight": weight / 2, "name": name})
+    return terms
+
+
+for version, pair in (("1", (100.0, 100.0)), ("2", (70.0, 60.0))):
+    for tag, share in (("l1", 1.0), ("l075", 0.75)):
+        CASES[f"mobileclipv{version}-dr_{tag}"] = mobileclip(pair, share, ("",))
+        CASES[f"mobileclipv{version}-dr_syn_{tag}"] = mobileclip(pair, share, ("", "@syn"))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-30))
+
+
+def evaluate(
+    terms: list[dict[str, Any]], dtype: torch.dtype, **given: torch.Tensor
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The total and the leaves it depends on, by the names the golden files use."""
+    source = {**INPUTS, **given}
+    leaves = {
+        name: source[name].to(dtype, copy=True).requires_grad_() for name in ("SI_raw", "ST_raw", "SY_raw", "s_scale")
+    }
+    constants = {name: source[name].to(dtype) for name in ("TI", "TT", "TI2", "TT2")}
+    recipe = Recipe.load(terms)
+    graph = InteractionGraph(recipe, {"S": 16, "T": 16, "U": 16}).to(dtype)
+    for name, parameter in graph.log_scales.items():
+        term = next(term for term in recipe.terms if term.name == name)
+        parameter.data = torch.tensor(term.scale.initial, dtype=dtype).log()  # type: ignore[union-attr]
+        leaves[name] = parameter
+    embeddings = {"SI": leaves["SI_raw"], "ST": leaves["ST_raw"], "ST@syn": leaves["SY_raw"]}
+    embeddings |= {"TI": constants["TI"], "TT": constants["TT"], "TT@syn": constants["TT2"]}
+    embeddings |= {"UI": constants["TI2"], "UT": constants["TT2"], "UT@syn": constants["TT"]}
+    scales = {"S": leaves["s_scale"], "T": source["t_scale"].to(dtype)}
+    losses = graph(embeddings, scales)
+    losses.total.backward()
+    return losses, leaves
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loss_tolerance", "gradient_tolerance"), [("float64", 1e-10, 1e-9), ("float32", 1e-3, 1e-3)]
+)
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_published_code(case: str, dtype: str, loss_tolerance: float, gradient_tolerance: float) -> None:
+    golden = load_file(GOLDEN / f"{case}-b8d16.safetensors")
+    losses, leaves = evaluate(CASES[case], getattr(torch, dtype))
+    assert close(losses.total.detach(), golden["loss"], loss_tolerance)
+    compared = 0
+    for name in ("SI_raw", "ST_raw", "SY_raw", "s_scale"):
+        if f"d_{name}" in golden:
+            gradient = leaves[name].grad
+            gradient = torch.zeros_like(leaves[name]) if gradient is None else gradient
+            assert close(gradient, golden[f"d_{name}"], gradient_tolerance), name
+            compared += 1
+    if "d_cross_logit_scale" in golden:  # ours is stored as a logarithm: d/dc = d/d(log c) / c
+        assert close(leaves["cross"].grad / RAW_SCALE, golden["d_cross_logit_scale"], gradient_tolerance)
+    assert compared >= 1
+
+
+EDGES = {
+    "intra_ts": (("SI>TI", "ST>TT"), ("TI>TI", "TT>TT")),
+    "intra_ss": (("SI>SI", "ST>ST"), ("TI>TI", "TT>TT")),
+    "inter_ts": (("SI>TT", "ST>TI"), ("TI>TT", "TT>TI")),
+    "inter_ss": (("SI>ST", "ST>SI"), ("TI>TT", "TT>TI")),
+}
+
+
+def conaclip(edges: str, strategy: str) -> list[dict[str, Any]]:
+    """One learning type with one supervision strategy of ConaCLIP, as an expression of the algebra."""
+    (image, text), targets = EDGES[edges]
+    both, like, partner = f"{image}, {text}", ", ".join(targets), f"{text}, {image}"
+    gamma = {"scale": 1 / TAU, "like_scale": 1 / TAU}
+    spelled: dict[str, dict[str, Any]] = {
+        "infonce": {"contrast": both, "scale": 1 / TAU},
+        "fd": {"feature": both, "metric": "l2", "mutual": True},
+        "sd": {"relation": both, "like": like, "metric": "mse"},
+        "kl_tp": {"relation": both, "like": like, "metric": "kl", **gamma},
+        "kl_pt": {"relation": like, "like": both, "metric": "kl", "mutual": True, **gamma},
+        "symsd": {"relation": both, "like": partner, "metric": "mse", "mutual": True},
+        "symkl_tp": {"relation": both, "like": partner, "metric": "kl", "mutual": True, **gamma},
+    }
+    return [spelled[strategy]]
+
+
+@pytest.mark.parametrize("strategy", ["infonce", "fd", "sd", "kl_tp", "kl_pt", "symsd", "symkl_tp"])
+@pytest.mark.parametrize("edges", sorted(EDGES))
+def test_conaclip_graph(edges: str, strategy: str) -> None:
+    golden = load_file(GOLDEN / f"conaclip-{edges}-b8d16.safetensors")
+    if f"{strategy}.loss" not in golden:
+        assert (edges, strategy) == ("intra_ss", "fd"), "only the distance of a row to itself is undefined"
+        return
+    given = {name: golden[name] for name in ("SI_raw", "ST_raw", "TI", "TT")}
+    losses, leaves = evaluate(conaclip(edges, strategy), torch.float64, **given)
+    assert close(losses.total.detach(), golden[f"{strategy}.loss"], 1e-10)
+    for name in ("SI_raw", "ST_raw"):
+        assert close(leaves[name].grad, golden[f"{strategy}.d_{name}"], 1e-9), name
+
+
+@pytest.mark.parametrize("strategy", ["symsd", "symkl_tp"])
+@pytest.mark.parametrize("edges", ["intra_ts", "inter_ts", "inter_ss", "intra_ss"])
+def test_conaclip_with_detached_partner(edges: str, strategy: str) -> None:
+    golden = load_file(GOLDEN / f"conaclip-{edges}-b8d16.safetensors")
+    (term,) = conaclip(edges, strategy)
+    given = {name: golden[name] for name in ("SI_raw", "ST_raw", "TI", "TT")}
+    _, leaves = evaluate([{**term, "mutual": False}], torch.float64, **given)
+    for name in ("SI_raw", "ST_raw"):
+        assert close(leaves[name].grad, golden[f"{strategy}.d_{name}_stopgrad"], 1e-9), name
+
+
+def test_affinity_is_crd_plus_the_teachers_entropy() -> None:
+    affinity = load_file(GOLDEN / "tinyclip-affinity-b8d16.safetensors")
+    crd = load_file(GOLDEN / "clipkd-crd-b8d16.safetensors")
+    teacher = INPUTS["t_scale"] * INPUTS["TI"] @ INPUTS["TT"].T
+    entropy = sum(-(z.softmax(1) * z.log_softmax(1)).sum(1).mean() for z in (teacher, teacher.T)) / 2
+    ours_affinity, _ = evaluate([AFFINITY], torch.float64)
+    ours_crd, _ = evaluate([CRD], torch.float64)
+    assert close(affinity["loss"] - entropy, crd["loss"], 1e-10)
+    assert close((ours_affinity.total - entropy).detach(), ours_crd.total.detach(), 1e-10)
