@@ -93,7 +93,7 @@ class InteractionGraph(nn.Module):
 
     def forward(
         self,
-        embeddings: Mapping[Node | str, Tensor],
+        embeddings: Mapping[str, Tensor] | Mapping[Node, Tensor],
         scales: Mapping[str, float | Tensor],
         positives: Int[Tensor, B] | Int[Tensor, "B K"] | None = None,
         biases: Mapping[str, Tensor] | None = None,
@@ -123,7 +123,7 @@ class InteractionGraph(nn.Module):
         for parameter in self.log_scales.values():
             parameter.clamp_(0, math.log(MAX_SCALE))
 
-    def _rows(self, embeddings: Mapping[Node | str, Tensor]) -> dict[Node, Float[Tensor, "B D"]]:
+    def _rows(self, embeddings: Mapping[str, Tensor] | Mapping[Node, Tensor]) -> dict[Node, Float[Tensor, "B D"]]:
         """Pick the needed nodes, check their shapes, and normalise them in at least float32."""
         given = {node if isinstance(node, Node) else Node.parse(node): rows for node, rows in embeddings.items()}
         rows: dict[Node, Tensor] = {}

@@ -1,0 +1,178 @@
+"""The command line: one verb per job, each importing its job when called, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipdistill.errors import ClipdistillError, ConfigError
+from clipdistill.progress import console
+
+app = typer.Typer(
+    help="Turn a large CLIP into a small, fast one, and prove what was kept. "
+    "An error is one message; --debug, anywhere on the line, adds the traceback.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Look at data before training on them.", no_args_is_help=True)
+recipes_app = typer.Typer(help="List, explain and check recipes.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(recipes_app, name="recipes")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        app([word for word in words if word != "--debug"], prog_name="clipdistill")
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else 1
+    except KeyboardInterrupt:
+        console.print("stopped")
+        return 130
+    except Exception as error:  # the last stop: whatever happens, the user sees one message
+        return _explain(error, debug)
+    return 0
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if isinstance(error, (ClipdistillError, OSError)):
+        console.print(f"error: {error}", markup=False)
+    else:
+        hint = "" if debug else " Run again with --debug for the traceback, and report it."
+        console.print(f"internal error: {type(error).__name__}: {error}.{hint}", markup=False)
+    return 130 if type(error).__name__ == "InterruptedRunError" else 1
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the three runs and the report.")] = Path("demo"),
+) -> None:
+    """Draw pictures, train a teacher, distil a student, and compare; no download, a few minutes on two cores."""
+    from clipdistill.evidence.demo import run
+
+    run(out)
+
+
+@app.command()
+def distill(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN.yaml] [KEY=VALUE]...", help="A run file (optional), then overrides."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in 'out'.")] = False,
+) -> None:
+    """Train a student as a run file and KEY=VALUE overrides say, evaluate it, and write a report.
+
+    For instance: clipdistill distill recipe=clip-kd teachers.T=openai/clip-vit-base-patch32 data=FOLDER
+    student.preset=vit-tiny-16 train.epochs=10 out=runs/first
+    """
+    from clipdistill.config import load_run
+    from clipdistill.evidence.finish import evaluate_run
+    from clipdistill.training.loop import distill as train
+
+    file, overrides = _split(words or [])
+    config = load_run(file, overrides)
+    run = train(config, resume)
+    console.print(f"student: {run.student}", markup=False)
+    report = evaluate_run(config)
+    if report is not None:
+        console.print(f"report: {report}", markup=False)
+
+
+@app.command(name="eval")
+def evaluate(
+    student: Annotated[str, typer.Argument(help="Model folder, hub name, or run folder.")],
+    against: Annotated[list[str] | None, typer.Option(help="A model to put beside it; may be repeated.")] = None,
+    data: Annotated[str | None, typer.Option(help="Measure everything this data URI affords.")] = None,
+    retrieval: Annotated[str | None, typer.Option(help="Captioned data for text-image retrieval.")] = None,
+    image_retrieval: Annotated[str | None, typer.Option(help="Data whose labels or groups say what matches.")] = None,
+    zeroshot: Annotated[str | None, typer.Option(help="Labelled data for zero-shot classification.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html, report.json, CLIP_benchmark JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a student beside its teacher and any baseline: retrieval both ways, image to image, zero-shot."""
+    from clipdistill.evidence.finish import compare_models
+
+    names = [student, *(against or [])]
+    evaluations = compare_models(names, data, retrieval, image_retrieval, zeroshot, out)
+    if as_json:
+        from clipdistill.evidence.report import as_dict
+
+        print(json.dumps(as_dict(evaluations), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from clipdistill.evidence.report import table
+
+        Console().print(table(evaluations))
+
+
+@data_app.command()
+def check(
+    uri: Annotated[str, typer.Argument(help="A folder, a CSV, TSV, JSONL or parquet file, or scenes:...")],
+    against: Annotated[str | None, typer.Option(help="Data that must not share pictures with it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read every picture and caption; list what is broken, empty, repeated or leaked. Exit status 1 on errors."""
+    from clipdistill.data.check import check as run_check
+    from clipdistill.data.check import render
+    from clipdistill.data.sources import pairs
+    from clipdistill.progress import progress
+
+    source, other = pairs(uri), pairs(against) if against else None
+    with progress(f"checking {uri}", len(source) + len(other or ()), "pictures") as advance:
+        report = run_check(source, other, lambda done, total: advance(done, ""))
+    print(report.to_json() if as_json else render(report))
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@recipes_app.command(name="list")
+def list_recipes() -> None:
+    """List the recipes that ship with the package."""
+    from clipdistill.algebra.recipe import Recipe, available
+
+    width = max(map(len, available()))
+    for name in available():
+        print(f"{name:<{width}}  {Recipe.load(name).paper}")
+
+
+@recipes_app.command()
+def show(name: Annotated[str, typer.Argument(help="A recipe's name or a YAML file.")]) -> None:
+    """Explain a recipe: its paper, and its terms as a table."""
+    from clipdistill.algebra.recipe import Recipe
+
+    print(Recipe.load(name).describe())
+
+
+@recipes_app.command(name="check")
+def check_recipe(file: Annotated[str, typer.Argument(help="A YAML file, or a recipe's name.")]) -> None:
+    """Check that a recipe means something; says which models it needs."""
+    from clipdistill.algebra.recipe import Recipe
+
+    recipe = Recipe.load(file)
+    teachers = ", ".join(f"teachers.{letter}" for letter in recipe.teachers) or "no teacher"
+    print(f"{recipe.name}: {len(recipe.terms)} terms over {', '.join(map(str, recipe.nodes))}; needs {teachers}")
+
+
+def _split(words: list[str]) -> tuple[str | None, list[str]]:
+    """The run file, if the first word is one, and the overrides."""
+    file = words[0] if words and "=" not in words[0] else None
+    overrides = words[1:] if file else words
+    for word in overrides:
+        if "=" not in word:
+            raise ConfigError(f"'{word}' is no override. Write KEY=VALUE, with the run file, if any, first.")
+    return file, overrides

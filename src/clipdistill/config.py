@@ -1,0 +1,274 @@
+"""A run: YAML and ``key.sub=value`` overrides become one validated, immutable object.
+
+Durations are written in any unit and turned into steps in one place: ``200``, ``"5%"``, ``"2 epochs"``,
+``"100000 samples"``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from clipdistill.errors import ConfigError, did_you_mean
+from clipdistill.models.students import StudentSpec
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(%|steps?|epochs?|samples?)?")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long the whole run is: the yardstick that durations are measured with."""
+
+    steps: int
+    batch_size: int
+    samples: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the data."""
+        return self.samples // self.batch_size
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of time in steps, epochs, samples or percent of the run."""
+
+    amount: float
+    unit: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Duration:
+        """Read ``200``, ``"5%"``, ``"2 epochs"`` or ``"1000 samples"``; a bare number counts steps."""
+        if isinstance(value, Duration):
+            return value
+        match = _DURATION.fullmatch(str(value).strip())
+        if match is None or isinstance(value, bool):
+            raise ValueError(f"expected a duration such as 200, '5%', '2 epochs' or '1000 samples', found {value!r}")
+        return cls(float(match[1]), (match[2] or "step").rstrip("s"))
+
+    def steps(self, plan: Plan) -> int:
+        """The same length in steps of ``plan``, rounded to the nearest."""
+        per_unit = {"step": 1.0, "%": plan.steps / 100, "epoch": plan.steps_per_epoch, "sample": 1 / plan.batch_size}
+        return round(self.amount * per_unit[self.unit])
+
+    def __str__(self) -> str:
+        if self.unit == "step":
+            return f"{self.amount:g}"
+        return f"{self.amount:g}{'%' if self.unit == '%' else f' {self.unit}s'}"
+
+
+Length = Annotated[Duration, BeforeValidator(Duration.parse)]
+
+
+def _duration(text: str) -> Any:
+    return Field(default_factory=lambda: Duration.parse(text))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class AugmentConfig(_Section):
+    """How views are drawn; see ``clipdistill.data.views.Augmentation`` for the numbers' meaning."""
+
+    crop: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = Field(default=0.0, ge=0, le=1)
+    colour: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> AugmentConfig:
+        if not 0 < self.crop[0] <= self.crop[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"crop is a range within (0, 1], ratio one above 0; found {self.crop} and {self.ratio}")
+        return self
+
+
+class TrainConfig(_Section):
+    """The optimisation: how long, how fast, on what."""
+
+    steps: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0)
+    samples: int | None = Field(None, gt=0)
+    batch_size: int = Field(256, ge=2)
+    accumulate: int = Field(1, ge=1)
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    muon_lr: float = Field(0.02, gt=0)
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+    schedule: Literal["cosine", "linear", "constant-linear"] = "cosine"
+    warmup: Length = _duration("5%")
+    decay: Length = _duration("40%")
+    clip_norm: float | None = Field(1.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)
+
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    workers: int = Field(1, ge=0)
+    max_broken: int = Field(100, ge=0)
+    log_every: Length = _duration("10")
+    checkpoint_every: Length = _duration("10%")
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        given = [name for name in ("steps", "epochs", "samples") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(
+                f"give exactly one of steps, epochs and samples, found {found}: for instance train.epochs=10"
+            )
+        return self
+
+    def plan(self, samples: int) -> Plan:
+        """Count the steps of this run on ``samples`` pictures.
+
+        Raises:
+            ConfigError: the data do not fill one batch.
+        """
+        rows = self.batch_size * self.accumulate
+        if samples < rows:
+            raise ConfigError(
+                f"one step takes {rows} samples (train.batch_size x train.accumulate), the data hold {samples}. "
+                f"Lower train.batch_size."
+            )
+        per_epoch = samples // rows
+        if self.steps is not None:
+            steps = self.steps
+        elif self.epochs is not None:
+            steps = round(self.epochs * per_epoch)
+        else:
+            steps = round((self.samples or 0) / rows)
+        return Plan(max(steps, 1), rows, samples)
+
+
+class EvaluateConfig(_Section):
+    """What the student is tried on, during the run and at its end: data URIs."""
+
+    retrieval: str | None = None
+    image_retrieval: str | None = None
+    zeroshot: str | None = None
+    every: Length | None = None
+
+
+class RunConfig(_Section):
+    """Everything one run depends on. Written into the run folder as ``config.yaml``, every default spelled out."""
+
+    recipe: Any = "clip-kd"
+    data: str
+    teachers: dict[str, str] = Field(default_factory=dict)
+    student: StudentSpec = StudentSpec()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    seed: int = Field(0, ge=0)
+    out: str
+
+    @model_validator(mode="after")
+    def _letters(self) -> RunConfig:
+        for letter in self.teachers:
+            if not re.fullmatch(r"[A-RT-Z]", letter):
+                raise ValueError(f"a teacher is called by one capital letter other than S, found teachers.{letter}")
+        return self
+
+    def to_yaml(self) -> str:
+        """Spell the run out so that :func:`load_run` reads it back equal."""
+        return yaml.safe_dump(_plain(self.model_dump()), sort_keys=False, allow_unicode=True)
+
+
+def load_run(path: Path | str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file (optional) and apply ``key.sub=value`` overrides, the last one winning.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, a key is unknown, a value does not fit; names file and key.
+    """
+    data = _read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        _apply(data, override)
+    return make_run(data, str(path) if path is not None else "the command line")
+
+
+def make_run(data: Mapping[str, Any], where: str = "the run") -> RunConfig:
+    """Validate plain data into a run; see :func:`load_run`."""
+    try:
+        return RunConfig.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(item, data) for item in error.errors())) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"there is no run file {path}. A run file is optional: give every key as key=value instead.")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys such as recipe, data and train, found {type(data).__name__}.")
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one dotted key; the value is read as YAML, so numbers, lists and null are what they look like."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"'{override}' is no override. Write key=value, for instance train.epochs=10.")
+    try:
+        value = yaml.safe_load(text) if text.strip() else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {key}: the value {text!r} is not readable: {error}") from error
+    # A URI such as 'a: b' is text, not a mapping; only braces make a mapping on the command line.
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
+        value = text
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"override {key}: '{parent}' is a value, it has no keys below it.")
+    data[leaf] = value
+
+
+def _explain(item: Any, data: Mapping[str, Any]) -> str:
+    """Turn one of pydantic's findings into: key, what was found, what was expected."""
+    path = [str(part) for part in item["loc"]]
+    key = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        return f"unknown key '{key}'." + did_you_mean(path[-1], _known_keys(path[:-1]))
+    if item["type"] == "missing":
+        return f"the key '{key}' is missing: {_MISSING.get(key, 'it has no default')}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key or 'run'}: {message}" + (f" (found {item['input']!r})" if path and "found" not in message else "")
+
+
+_MISSING = {
+    "data": "name the pictures to train on, for instance data=FOLDER",
+    "train": "say how long to train, for instance train.epochs=10",
+    "out": "name the folder to write to, for instance out=runs/first",
+}
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, (Duration, Path)) else value

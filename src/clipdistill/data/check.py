@@ -1,0 +1,251 @@
+"""What is in a source and what is wrong with it: every picture is read, every caption looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+
+from clipdistill.data.images import content_hash, decode, full_size
+from clipdistill.data.samples import Sample, Source
+from clipdistill.errors import DataError
+
+#: Called with how many pictures are read and how many there are.
+Progress = Callable[[int, int], None]
+
+# One line, and the cases it is about.
+_Finding = tuple[str, list[str]]
+
+_SHOWN = 20  # cases named in the text; all of them are in the JSON
+_MOST = 5  # repeated captions named
+_BLOCK = 1024  # pictures handed to the threads at a time
+_HAN = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CHINESE = re.compile(f"[{_HAN}]")
+_WORD = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Smallest, median and largest of some numbers."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[int]) -> Spread | None:
+        """Summarise numbers; None if there are none."""
+        return cls(min(values), statistics.median(values), max(values)) if values else None
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    ``unreadable`` maps ids to reasons. ``repeated_captions`` counts captions that an earlier one equals,
+    ``repeated_most`` the most frequent of them. ``equal_pictures`` are groups of ids with the same bytes.
+    ``words`` counts each Chinese character as one. ``chinese`` is the share of captions with Chinese
+    characters. ``shared_pictures`` are (id here, id there) with the same bytes in the source compared with,
+    ``shared_captions`` the captions found in both.
+    """
+
+    uri: str
+    against: str | None = None
+    samples: int = 0
+    captions: int = 0
+    labels: int = 0
+    labelled: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    without_caption: list[str] = field(default_factory=list)
+    with_empty_caption: list[str] = field(default_factory=list)
+    repeated_captions: int = 0
+    repeated_share: float = 0.0
+    repeated_most: list[tuple[str, int]] = field(default_factory=list)
+    equal_pictures: list[list[str]] = field(default_factory=list)
+    width: Spread | None = None
+    height: Spread | None = None
+    smallest_side: Spread | None = None
+    characters: Spread | None = None
+    words: Spread | None = None
+    chinese: float = 0.0
+    shared_pictures: list[tuple[str, str]] = field(default_factory=list)
+    shared_captions: list[str] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[str]:
+        """What must be mended before training or evaluation."""
+        return [text for text, _ in _errors(self)]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may be intended, and should be known."""
+        return [text for text, _ in _warnings(self)]
+
+    def to_json(self) -> str:
+        """Return everything found, with the errors and warnings, as JSON text."""
+        return json.dumps(asdict(self) | {"errors": self.errors, "warnings": self.warnings}, indent=2)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What reading one sample showed; without a size it could not be read."""
+
+    id: str
+    captions: list[str]
+    label: str | None
+    digest: str | None = None
+    size: tuple[int, int] | None = None
+    reason: str | None = None
+
+
+def check(source: Source, against: Source | None = None, progress: Progress | None = None) -> Report:
+    """Read every picture and caption of a source, and look for what it shares with another one.
+
+    ``progress(done, total)`` is called now and then. Problems are never raised: they are in the report.
+    """
+    total = len(source) + (len(against) if against else 0)
+    report = Report(source.uri, against.uri if against else None, len(source))
+    looks = list(_looks(source, _read, _from(0, total, progress)))
+    _fill_counts(report, looks)
+    _fill_captions(report, [caption for look in looks for caption in look.captions if caption.strip()])
+    _fill_pictures(report, looks)
+    if against:
+        others = _looks(against, _hash, _from(len(source), total, progress))
+        _fill_shared(report, looks, others)
+    return report
+
+
+def _from(start: int, total: int, progress: Progress | None) -> Callable[[int], None]:
+    return lambda done: progress(start + done, total) if progress else None
+
+
+def _looks(source: Source, look: Callable[[Sample], _Look], done: Callable[[int], None]) -> Iterator[_Look]:
+    """Look at all samples in their order, with as many threads as there are processors."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for start in range(0, len(source), _BLOCK):
+            block = range(start, min(start + _BLOCK, len(source)))
+            for index, result in zip(block, threads.map(lambda i: look(source[i]), block), strict=True):
+                yield result
+                if index % 64 == 63 or index + 1 == len(source):
+                    done(index + 1)
+
+
+def _read(sample: Sample) -> _Look:
+    """Decode the picture to the end, at an eighth of its size where the format allows that."""
+    try:
+        size = full_size(decode(sample.image, want=(1, 1)))
+    except DataError as error:
+        reason = str(error).removeprefix(f"{sample.image!s}: ")
+        return _Look(sample.id, sample.captions, sample.label, reason=reason)
+    return _Look(sample.id, sample.captions, sample.label, content_hash(sample.image), size)
+
+
+def _hash(sample: Sample) -> _Look:
+    try:
+        return _Look(sample.id, sample.captions, sample.label, content_hash(sample.image))
+    except OSError:
+        return _Look(sample.id, sample.captions, sample.label)
+
+
+def _fill_counts(report: Report, looks: list[_Look]) -> None:
+    report.captions = sum(len(look.captions) for look in looks)
+    report.labelled = sum(look.label is not None for look in looks)
+    report.labels = len({look.label for look in looks} - {None})
+    report.unreadable = {look.id: look.reason for look in looks if look.reason is not None}
+    report.without_caption = [look.id for look in looks if not look.captions]
+    report.with_empty_caption = [look.id for look in looks if not all(c.strip() for c in look.captions)]
+
+
+def _fill_captions(report: Report, captions: list[str]) -> None:
+    times = Counter(captions)
+    report.repeated_captions = len(captions) - len(times)
+    report.repeated_share = report.repeated_captions / max(len(captions), 1)
+    report.repeated_most = [(text, n) for text, n in times.most_common(_MOST) if n > 1]
+    report.characters = Spread.of([len(caption) for caption in captions])
+    report.words = Spread.of([len(_WORD.findall(caption)) for caption in captions])
+    report.chinese = sum(bool(_CHINESE.search(caption)) for caption in captions) / max(len(captions), 1)
+
+
+def _fill_pictures(report: Report, looks: list[_Look]) -> None:
+    sizes = [look.size for look in looks if look.size]
+    report.width = Spread.of([width for width, _ in sizes])
+    report.height = Spread.of([height for _, height in sizes])
+    report.smallest_side = Spread.of([min(size) for size in sizes])
+    same = defaultdict(list)
+    for look in looks:
+        if look.digest:
+            same[look.digest].append(look.id)
+    report.equal_pictures = [ids for ids in same.values() if len(ids) > 1]
+
+
+def _fill_shared(report: Report, looks: list[_Look], others: Iterable[_Look]) -> None:
+    pictures: dict[str, str] = {}
+    captions: set[str] = set()
+    for other in others:
+        captions.update(other.captions)
+        if other.digest:
+            pictures.setdefault(other.digest, other.id)
+    report.shared_pictures = [(x.id, pictures[x.digest]) for x in looks if x.digest in pictures]
+    here = dict.fromkeys(caption for look in looks for caption in look.captions)
+    report.shared_captions = [caption for caption in here if caption.strip() and caption in captions]
+
+
+def _errors(report: Report) -> list[_Finding]:
+    unreadable = [f"{name}: {reason}" for name, reason in report.unreadable.items()]
+    only_labels = report.captions == 0 and report.labelled == report.samples
+    silent = [] if only_labels else report.without_caption
+    shared = [f"{here} is {there} there" for here, there in report.shared_pictures]
+    return [
+        *_finding(len(unreadable), "picture", "cannot be read", unreadable),
+        *_finding(len(silent), "picture", "without a caption", silent),
+        *_finding(len(report.with_empty_caption), "picture", "with an empty caption", report.with_empty_caption),
+        *_finding(len(shared), "picture", f"also in {report.against} (identical bytes)", shared),
+    ]
+
+
+def _warnings(report: Report) -> list[_Finding]:
+    most = [f"{n} times: {text}" for text, n in report.repeated_most]
+    equal = [", ".join(ids) for ids in report.equal_pictures]
+    extra = sum(len(ids) - 1 for ids in report.equal_pictures)
+    repeated = f"equal to an earlier one ({report.repeated_share:.1%})"
+    shared = report.shared_captions
+    return [
+        *_finding(report.repeated_captions, "caption", repeated, most),
+        *_finding(extra, "picture", "identical to an earlier one", equal),
+        *_finding(len(shared), "caption", f"also in {report.against}", shared),
+    ]
+
+
+def _finding(n: int, noun: str, rest: str, details: list[str]) -> list[_Finding]:
+    return [(f"{_count(n, noun)} {rest}", details)] if n else []
+
+
+def render(report: Report) -> str:
+    """Return a report as plain text: figures, then each error and warning with its first cases."""
+    lines = [report.uri, *(f"  {name:<15}{value}" for name, value in _figures(report))]
+    for kind, findings in (("error", _errors(report)), ("warning", _warnings(report))):
+        for text, details in findings:
+            lines += [f"  {kind}: {text}", *(f"    {item}" for item in details[:_SHOWN])]
+            lines += [f"    and {len(details) - _SHOWN:,} more"] * (len(details) > _SHOWN)
+    return "\n".join(lines)
+
+
+def _figures(report: Report) -> Iterator[tuple[str, str]]:
+    yield "samples", f"{report.samples:,}"
+    yield "captions", f"{report.captions:,} ({report.chinese:.1%} with Chinese characters)"
+    yield "labels", f"{report.labels:,} on {_count(report.labelled, 'sample')}"
+    for name in ("width", "height", "smallest_side", "characters", "words"):
+        spread: Spread | None = getattr(report, name)
+        if spread:
+            unit = "per caption" if name in ("characters", "words") else "pixels"
+            figures = f"{spread.low:,} to {spread.high:,}, median {spread.median:,g} {unit}"
+            yield name.replace("_", " "), figures
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -1,0 +1,132 @@
+"""From bytes to an RGB picture: sizes are checked before decoding, and every failure is one plain reason."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from clipdistill.data.samples import Picture
+from clipdistill.errors import DataError
+
+#: A picture with more pixels is refused before it is decoded.
+MAX_PIXELS = 64_000_000
+#: Files a folder is searched for.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"})
+
+# Pillow also opens formats that start other programs (EPS) or hold no picture: those are not decoded.
+_FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM"})
+_JPEG = frozenset({"JPEG", "MPO"})
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+_ORIENTATION = 0x0112
+_QUIET = threading.Lock()  # warnings.catch_warnings changes the whole process
+
+
+def decode(picture: Picture, want: tuple[int, int] | None = None) -> Image.Image:
+    """Decode a picture to RGB as a viewer shows it: turned by its EXIF tag, transparency over white.
+
+    ``want`` (width, height) lets a JPEG be decoded at a half, a quarter or an eighth of its size, never below
+    ``want``: faster, and slightly other pixels. Conversion to RGB equals that of the transformers image
+    processors. Raises :class:`DataError` with one reason: no such file, empty, not a picture, damaged, too large.
+    """
+    try:
+        if isinstance(picture, np.ndarray):
+            return _from_array(picture)
+        return _from_bytes(picture.read_bytes() if isinstance(picture, Path) else picture, want)
+    except Exception as error:  # Pillow's readers raise anything on damaged files
+        where = f"{picture}: " if isinstance(picture, Path) else ""
+        raise DataError(where + _reason(error)) from error
+
+
+def full_size(image: Image.Image) -> tuple[int, int]:
+    """Return the (width, height) a decoded picture has in its file, also when ``want`` made it smaller."""
+    size: tuple[int, int] = image.info.get("full_size", image.size)
+    return size
+
+
+def content_hash(picture: Picture) -> str:
+    """Hash the bytes of a picture: equal for identical files, 32 hexadecimal digits; raises OSError for no file."""
+    if isinstance(picture, np.ndarray):
+        data = repr(picture.shape).encode() + picture.tobytes()
+    else:
+        data = picture.read_bytes() if isinstance(picture, Path) else picture
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise DataError(f"pixels must be uint8 [H, W, 3], found {pixels.dtype} {list(pixels.shape)}")
+    return Image.fromarray(pixels)
+
+
+def _from_bytes(data: bytes, want: tuple[int, int] | None) -> Image.Image:
+    if not data:
+        raise DataError("the file is empty")
+    image, turned = _open(data)
+    full = None
+    if want and image.format in _JPEG:
+        full = image.size[::-1] if turned else image.size
+        image.draft(None, want[::-1] if turned else want)
+    image.load()
+    with contextlib.suppress(Exception):  # a damaged EXIF block does not make the picture unreadable
+        ImageOps.exif_transpose(image, in_place=True)
+    rgb = _to_rgb(image)
+    rgb.info = {"full_size": full or rgb.size}
+    return rgb
+
+
+def _open(data: bytes) -> tuple[Image.Image, bool]:
+    """Read the header, and whether the EXIF tag of a JPEG swaps width and height."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        try:
+            image: Image.Image = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError:
+            if data.startswith(_MAGIC):
+                raise DataError("truncated or damaged: its header cannot be read") from None
+            raise
+        turned = image.format in _JPEG and _orientation(image) >= 5
+    if image.format not in _FORMATS:
+        raise DataError(f"{image.format} files are not read; convert it to PNG or JPEG")
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(_too_large(image.width * image.height))
+    return image, turned
+
+
+def _orientation(image: Image.Image) -> int:
+    with contextlib.suppress(Exception):
+        return int(image.getexif().get(_ORIENTATION, 1))
+    return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _too_large(pixels: int) -> str:
+    return f"{pixels / 1e6:.1f} megapixels, the limit is {MAX_PIXELS / 1e6:.0f}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture: it is none of " + ", ".join(sorted(_FORMATS - {"MPO"}))
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search(r"(\d+) pixels", str(error))
+        return _too_large(int(pixels[1])) if pixels else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"truncated or damaged: {error or type(error).__name__}"

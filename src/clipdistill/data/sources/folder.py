@@ -1,0 +1,83 @@
+"""A folder of pictures: with a metadata file, sidecar captions, a folder per class, or just file names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from clipdistill.data.images import IMAGE_SUFFIXES
+from clipdistill.data.samples import Sample
+from clipdistill.data.sources.tables import Columns, read_table, read_text
+from clipdistill.errors import DataError
+
+#: The imagefolder convention of Hugging Face datasets.
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def read_folder(root: Path, columns: Columns) -> list[Sample]:
+    """Read a folder's samples, in a fixed order; raises :class:`DataError` if there is nothing to read."""
+    tables = _metadata(root)
+    if len(tables) > 1:
+        names = " and ".join(table.name for table in tables)
+        raise DataError(f"{root}: found {names}; keep one, or open one of them by its own path")
+    if tables:
+        return read_table(tables[0], columns)
+    _refuse_splits(root)
+    chosen = [f"{key}={value}" for key, value in vars(columns).items() if value]
+    if chosen:
+        raise DataError(f"{root}: {chosen[0]} chooses a column, but there is none of {', '.join(METADATA)}")
+    return _from_files(root, _walk(root))
+
+
+def _metadata(folder: Path) -> list[Path]:
+    return [folder / name for name in METADATA if (folder / name).is_file()]
+
+
+def _refuse_splits(root: Path) -> None:
+    splits = sorted(str(entry) for entry in root.iterdir() if entry.is_dir() and _metadata(entry))
+    if splits:
+        raise DataError(f"{root}: there is no metadata file here. Did you mean {' or '.join(splits)}?")
+
+
+def _walk(root: Path) -> list[str]:
+    """List all files below ``root`` but hidden ones: sorted paths with forward slashes."""
+    found = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(folder).relative_to(root)
+        found += [(inside / name).as_posix() for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _from_files(root: Path, files: list[str]) -> list[Sample]:
+    images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise DataError(
+            f"{root}: there are no pictures in this folder. Looked for {', '.join(METADATA)} and, in it and below, "
+            f"for files ending in {', '.join(sorted(IMAGE_SUFFIXES))}; found {len(files)} other files."
+        )
+    sidecars = {name for name in files if name.endswith(".txt")}
+    if any(_sidecar(name) in sidecars for name in images):
+        return [_with_sidecar(root, name, sidecars) for name in images]
+    folders = {str(PurePosixPath(name).parent) for name in images}
+    classes = len(folders) > 1 and "." not in folders
+    return [_by_name(root, name, classes) for name in images]
+
+
+def _sidecar(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(".txt"))
+
+
+def _with_sidecar(root: Path, name: str, sidecars: set[str]) -> Sample:
+    """Read one caption per line that is not empty; a picture without a sidecar file has no caption."""
+    sidecar = _sidecar(name)
+    lines = read_text(root / sidecar).splitlines() if sidecar in sidecars else []
+    captions = dict.fromkeys(line.strip() for line in lines if line.strip())
+    return Sample(name, root / name, {"": list(captions)})
+
+
+def _by_name(root: Path, name: str, classes: bool) -> Sample:
+    path = PurePosixPath(name)
+    label = path.parent.name if classes else None
+    caption = (label or path.stem).replace("_", " ").replace("-", " ").strip()
+    return Sample(name, root / name, {"": [caption]}, label)

@@ -1,0 +1,62 @@
+"""A source whose samples are a list in memory: what folders, tables and Python code give."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from clipdistill.data.samples import Picture, Sample
+from clipdistill.errors import DataError
+
+
+@dataclass
+class Samples:
+    """Samples in memory, by position."""
+
+    uri: str
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of ids, captions, labels, groups and file sizes, in order: 32 hexadecimal digits."""
+        digest = hashlib.blake2b(digest_size=16)
+        for sample in self.samples:
+            record = [sample.id, sample.texts, sample.label, sample.group, _size(sample.image)]
+            digest.update(json.dumps(record).encode())
+        return digest.hexdigest()
+
+
+def from_samples(samples: Sequence[Sample], uri: str = "samples") -> Samples:
+    """Make a source of samples held in memory; raises :class:`DataError` for none, or for two with one id."""
+    if not samples:
+        raise DataError(f"{uri}: there are no samples")
+    seen: set[str] = set()
+    for position, sample in enumerate(samples):
+        if sample.id in seen:
+            raise DataError(f"{uri}: sample {position} has the id '{sample.id}' of an earlier one; ids must differ")
+        seen.add(sample.id)
+    return Samples(uri, samples)
+
+
+def _size(picture: Picture) -> int:
+    """Return the size in bytes, -1 for a file that is not there."""
+    if isinstance(picture, np.ndarray):
+        return picture.nbytes
+    if not isinstance(picture, Path):
+        return len(picture)
+    try:
+        return picture.stat().st_size
+    except OSError:
+        return -1

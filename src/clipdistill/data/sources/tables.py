@@ -1,0 +1,238 @@
+"""Tables that list pictures and captions: CSV, TSV, JSON lines and parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipdistill.data.samples import Sample
+from clipdistill.errors import DataError, did_you_mean, need
+
+#: Tried in this order when nothing is chosen.
+IMAGE_COLUMNS = ("file_name", "image", "filepath")
+CAPTION_COLUMNS = ("text", "caption", "title", "captions")
+_OPEN_CLIP = ("filepath", "title")  # a CSV or TSV with both is read as open_clip reads it
+_SEPARATORS = {"tab": "\t", "comma": ","}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what; None leaves it to the usual names."""
+
+    image: str | None = None
+    caption: str | None = None
+    label: str | None = None
+    group: str | None = None
+    sep: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as dictionaries, each with the line it began on (for parquet the row, from 1)."""
+
+    path: Path
+    columns: list[str]
+    rows: list[tuple[int, Mapping[str, Any]]]
+
+
+@dataclass
+class _Entry:
+    """What the rows of one picture have said so far."""
+
+    image: Path
+    captions: dict[str, None]
+    label: str | None = None
+    group: str | None = None
+
+
+def read_table(path: Path, columns: Columns) -> list[Sample]:
+    """Read a table's samples; rows of the same picture become one sample with several captions.
+
+    Relative paths start at the table's folder. Raises :class:`DataError` with file and line for a broken line,
+    and with the columns found for a missing one.
+    """
+    reader = TABLES.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: unknown kind of file '{path.suffix}'. Known: {', '.join(sorted(TABLES))}.")
+    if columns.sep and reader is not _read_csv:
+        raise DataError(f"{path}: sep={columns.sep} is for .csv and .tsv files only")
+    table = reader(path, columns)
+    if not table.rows:
+        raise DataError(f"{path}: the table has no rows")
+    return list(_samples(table, _choose(table, columns)))
+
+
+def read_text(path: Path) -> str:
+    """Read UTF-8 text with or without a byte order mark; raises :class:`DataError` naming the line that is not."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        found = f"byte 0x{data[error.start]:02x}"
+        raise DataError(f"{path}:{line}: found {found}, expected UTF-8 text; save the file as UTF-8") from error
+
+
+def _read_csv(path: Path, columns: Columns) -> Table:
+    text = read_text(path)
+    first = text.split("\n", 1)[0]
+    tab = path.suffix.lower() == ".tsv" or ("\t" in first and "," not in first)
+    separator = _SEPARATORS[columns.sep or ("tab" if tab else "comma")]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines = _csv_lines(reader, path)
+    _, header = next(lines, (1, []))
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    for line, values in lines:
+        if len(values) != len(header):
+            raise DataError(
+                f"{path}:{line}: found {len(values)} fields, expected {len(header)} ({', '.join(header)}); "
+                "put fields that contain the separator in double quotes"
+            )
+        rows.append((line, dict(zip(header, values, strict=True))))
+    return Table(path, header, rows)
+
+
+def _csv_lines(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line each record begins on and its fields, leaving out empty lines."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path}:{line}: not a record of a CSV file ({error}); check its quotes") from error
+        if values:
+            yield line, values
+
+
+def _read_jsonl(path: Path, columns: Columns) -> Table:
+    rows = [
+        (line, _json_object(path, line, text))
+        for line, text in enumerate(read_text(path).split("\n"), 1)
+        if text.strip()
+    ]
+    return Table(path, list(dict.fromkeys(key for _, row in rows for key in row)), rows)
+
+
+def _json_object(path: Path, line: int, text: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{line}: not JSON ({error.msg} at column {error.colno}): found {_short(text)}; "
+            "expected one object per line. Correct or remove the line."
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(f"{path}:{line}: found {_short(text)}, expected an object such as {{...}} on each line")
+    return row
+
+
+def _read_parquet(path: Path, columns: Columns) -> Table:
+    parquet = need("pyarrow.parquet", "train")
+    try:
+        names = parquet.read_schema(path).names
+        wanted = _choose(Table(path, names, []), columns)
+        chosen = [name for name in (wanted.image, wanted.caption, wanted.label, wanted.group) if name]
+        rows = parquet.read_table(path, columns=chosen).to_pylist()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a parquet file that can be read ({error})") from error
+    return Table(path, names, list(enumerate(rows, 1)))
+
+
+#: Which reader opens which file.
+TABLES: dict[str, Callable[[Path, Columns], Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def _choose(table: Table, columns: Columns) -> Columns:
+    """Fill in the columns that were not chosen, and check those that were."""
+    for role in ("image", "caption", "label", "group"):
+        name = getattr(columns, role)
+        if name is not None and name not in table.columns:
+            hint = did_you_mean(name, table.columns)
+            raise DataError(f"{table.path}: there is no column '{name}', chosen by {role}={name}.{hint}")
+    open_clip = TABLES[table.path.suffix.lower()] is _read_csv and set(_OPEN_CLIP) <= set(table.columns)
+    images, captions = ((name,) for name in _OPEN_CLIP) if open_clip else (IMAGE_COLUMNS, CAPTION_COLUMNS)
+    image = columns.image or _first(images, table.columns)
+    caption = columns.caption or _first(captions, table.columns)
+    label = columns.label or _first(("label",), table.columns)
+    if image is None:
+        raise _no_column(table, "image", "picture paths", IMAGE_COLUMNS)
+    if caption is None and label is None:
+        raise _no_column(table, "caption", "captions", CAPTION_COLUMNS)
+    return Columns(image, caption, label, columns.group or _first(("group",), table.columns))
+
+
+def _first(names: tuple[str, ...], columns: list[str]) -> str | None:
+    return next((name for name in names if name in columns), None)
+
+
+def _no_column(table: Table, role: str, what: str, names: tuple[str, ...]) -> DataError:
+    return DataError(
+        f"{table.path}: no column for {what}. Found: {', '.join(table.columns) or 'none'}. "
+        f"Expected one of: {', '.join(names)}. Choose one with {table.path.name}?{role}=COLUMN"
+    )
+
+
+def _samples(table: Table, columns: Columns) -> Iterator[Sample]:
+    """Merge the rows of each picture, in the order of first mention."""
+    folder = table.path.parent
+    root = os.path.normpath(folder.absolute())
+    entries: dict[str, _Entry] = {}
+    for line, row in table.rows:
+        where = f"{table.path}:{line}"
+        name = _path(_value(row, columns.image), columns.image, where, root)
+        if name not in entries:
+            entries[name] = _Entry(folder / name, {})
+        entry = entries[name]
+        captions = _captions(_value(row, columns.caption), columns.caption, where)
+        entry.captions.update(dict.fromkeys(captions))
+        entry.label = _agree(entry.label, _value(row, columns.label), "label", name, where)
+        entry.group = _agree(entry.group, _value(row, columns.group), "group", name, where)
+    for name, entry in entries.items():
+        yield Sample(name, entry.image, {"": list(entry.captions)}, entry.label, entry.group)
+
+
+def _value(row: Mapping[str, Any], column: str | None) -> Any:
+    return None if column is None else row.get(column)
+
+
+def _path(value: Any, column: str | None, where: str, root: str) -> str:
+    """Return a picture's path relative to the table's folder where it lies inside, with forward slashes."""
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: found {_short(value)} in column '{column}', expected the path of a picture")
+    path = os.path.normpath(value.strip()).removeprefix(root + os.sep)
+    return path.replace(os.sep, "/")
+
+
+def _captions(value: Any, column: str | None, where: str) -> list[str]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for caption in values:
+        if not isinstance(caption, str):
+            found = _short(caption)
+            raise DataError(f"{where}: found {found} in column '{column}', expected a caption or a list of captions")
+    return values
+
+
+def _agree(known: str | None, value: Any, what: str, name: str, where: str) -> str | None:
+    """Return the label or group of a picture after one more row; rows must not contradict each other."""
+    given = None if value is None or value == "" else str(value)
+    if known is not None and given is not None and known != given:
+        raise DataError(f"{where}: {what} of {name} is '{given}', but an earlier line says '{known}'")
+    return known if given is None else given
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,225 @@
+"""What a model is worth on data: embed once, then every metric the data afford; any number of models side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from clipdistill.data import captions as scene_captions
+from clipdistill.data.batches import Batches, Inlet, in_turn, load
+from clipdistill.data.samples import Sample, Source
+from clipdistill.errors import DataError
+from clipdistill.evaluation import retrieval, zeroshot
+from clipdistill.models.encoder import DualEncoder, Inputs
+from clipdistill.progress import progress
+
+BATCH = 256
+_LATENCY_RUNS = 9
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What to measure, by data: any of the three may be missing.
+
+    ``retrieval`` needs captions, ``image_retrieval`` labels or groups with at least two pictures, ``zeroshot`` labels.
+    """
+
+    retrieval: Source | None = None
+    image_retrieval: Source | None = None
+    zeroshot: Source | None = None
+
+    @classmethod
+    def afforded(cls, source: Source) -> Tasks:
+        """Every task for which ``source`` has what it takes."""
+        samples = [source[index] for index in range(len(source))]
+        keys = [key for sample in samples if (key := _key(sample)) is not None]
+        return cls(
+            source if any(sample.captions for sample in samples) else None,
+            source if len(set(keys)) < len(keys) else None,
+            source if len({sample.label for sample in samples} - {None}) > 1 else None,
+        )
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A source as one model sees it: the samples that could be read, and ``images [N, D]``."""
+
+    samples: list[Sample]
+    images: Rows
+
+
+@dataclass
+class Evaluation:
+    """One model's parameters, metrics (percent) and latencies (milliseconds, one input at a time on this machine).
+
+    ``galleries`` keeps the embeddings by task, for reports that show pictures; ``texts`` the captions' rows of the
+    retrieval task, in the order of the gallery's captions.
+    """
+
+    name: str
+    uri: str
+    params: int
+    image_params: int
+    text_params: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    latency: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
+    galleries: dict[str, Gallery] = field(default_factory=dict)
+    texts: Rows | None = None
+
+
+def evaluate(models: Mapping[str, DualEncoder], tasks: Tasks, workers: int = 1) -> list[Evaluation]:
+    """Evaluate every model on the same pictures and captions; see :class:`Evaluation`.
+
+    Raises:
+        DataError: there is nothing to measure, or a source lacks the captions, labels or groups its task needs.
+    """
+    chosen = {name: source for name in ("retrieval", "image_retrieval", "zeroshot") if (source := getattr(tasks, name))}
+    if not chosen:
+        raise DataError("there is nothing to evaluate: the data have neither captions nor labels nor groups.")
+    found = {name: _about(name, encoder) for name, encoder in models.items()}
+    galleries: dict[str, dict[str, Gallery]] = {}
+    for task, source in chosen.items():
+        if source.uri not in galleries:
+            galleries[source.uri] = _embed(models, source, workers)
+        for name, gallery in galleries[source.uri].items():
+            found[name].galleries[task] = gallery
+            found[name].skipped = max(found[name].skipped, len(source) - len(gallery.samples))
+    for name, encoder in models.items():
+        _measure(encoder, found[name])
+    return list(found.values())
+
+
+@torch.no_grad()
+def embed_texts(encoder: DualEncoder, texts: Sequence[str]) -> Rows:
+    """Embed captions, ``[M, D]``, as the model gives them."""
+    rows = [
+        _move_and(encoder, encoder.texts, encoder.tokenize(texts[s : s + BATCH])) for s in range(0, len(texts), BATCH)
+    ]
+    return np.concatenate([np.empty((0, encoder.width), np.float32), *rows])
+
+
+@torch.no_grad()
+def _embed(models: Mapping[str, DualEncoder], source: Source, workers: int) -> dict[str, Gallery]:
+    """Embed every readable picture of a source under every model; each picture is decoded once."""
+    inlets = {name: Inlet.of(encoder, "I") for name, encoder in models.items()}
+    rows: dict[str, list[Rows]] = {name: [] for name in models}
+    ids: set[str] = set()
+    with progress(f"embedding {source.uri}", len(source), "pictures") as advance:
+        for number, batch in enumerate(load(Batches(source, inlets, None), in_turn(len(source), BATCH), workers), 1):
+            ids.update(batch.ids)
+            for name, encoder in models.items():
+                if batch.ids:
+                    rows[name].append(_move_and(encoder, encoder.images, batch.pixels[name]))
+            advance(min(number * BATCH, len(source)), "")
+    samples = [sample for sample in (source[index] for index in range(len(source))) if sample.id in ids]
+    if not samples:
+        raise DataError(f"none of the {len(source)} pictures of {source.uri} can be read.")
+    return {name: Gallery(samples, np.concatenate(rows[name])) for name in models}
+
+
+def _move_and(encoder: DualEncoder, tower: Callable[[Inputs], Tensor], inputs: Inputs) -> Rows:
+    device = next(encoder.module.parameters()).device
+    rows = tower({name: value.to(device) for name, value in inputs.items()})
+    return np.asarray(rows.float().cpu().numpy(), np.float32)
+
+
+def _measure(encoder: DualEncoder, found: Evaluation) -> None:
+    """Fill in the metrics of every task there is a gallery for, and the latencies."""
+    encoder.module.eval()
+    if gallery := found.galleries.get("retrieval"):
+        found.metrics |= _retrieval(encoder, gallery, found)
+    if gallery := found.galleries.get("image_retrieval"):
+        found.metrics |= _image_retrieval(gallery)
+    if gallery := found.galleries.get("zeroshot"):
+        found.metrics |= _zeroshot(encoder, gallery)
+    found.latency = _latency(encoder)
+
+
+def _retrieval(encoder: DualEncoder, gallery: Gallery, found: Evaluation) -> dict[str, float]:
+    told = [(caption, owner) for owner, sample in enumerate(gallery.samples) for caption in sample.captions]
+    if not told:
+        raise DataError(
+            "retrieval needs captions, and the data have none. Give labelled data as image_retrieval instead."
+        )
+    captions, owners = [caption for caption, _ in told], [owner for _, owner in told]
+    found.texts = embed_texts(encoder, captions)
+    groups = [sample.group for sample in gallery.samples]
+    return retrieval.text_image(gallery.images, found.texts, owners, groups, captions)
+
+
+def _image_retrieval(gallery: Gallery) -> dict[str, float]:
+    metrics = retrieval.image_image(gallery.images, [_key(sample) for sample in gallery.samples])
+    metrics.pop("image_to_image_left_out")
+    if not metrics:
+        raise DataError("image-to-image retrieval needs labels or groups that two pictures share, and no two do.")
+    return metrics
+
+
+def _zeroshot(encoder: DualEncoder, gallery: Gallery) -> dict[str, float]:
+    kept = [index for index, sample in enumerate(gallery.samples) if sample.label is not None]
+    labels = [str(gallery.samples[index].label) for index in kept]
+    names, prompts = class_prompts(labels)
+    if len(names) < 2:
+        raise DataError(f"zero-shot classification needs at least two labels, the data have {len(names)}.")
+    rows = embed_texts(encoder, [prompt for per_class in prompts for prompt in per_class])
+    classes = zeroshot.class_embeddings(rows, [len(per_class) for per_class in prompts])
+    place = {name: number for number, name in enumerate(names)}
+    return zeroshot.classify(gallery.images[kept], classes, [place[label] for label in labels])
+
+
+def class_prompts(labels: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return class names and the prompts of each; Chinese names get Chinese sentences, scenes their own ensemble."""
+    names, ensembles = scene_captions.prompts()
+    if labels and set(labels) <= set(names):
+        return names, ensembles["en"]
+    names = sorted(set(labels))
+    chinese = any("\u4e00" <= letter <= "\u9fff" for name in names for letter in name)
+    readable = [name.replace("_", " ") for name in names]
+    return names, zeroshot.prompts_for(readable, "zh" if chinese else "en")
+
+
+def _key(sample: Sample) -> str | None:
+    """What makes two pictures the same for image-to-image retrieval: the group, or else the label."""
+    return sample.group if sample.group is not None else sample.label
+
+
+def _about(name: str, encoder: DualEncoder) -> Evaluation:
+    sizes = {"text": 0, "other": 0}
+    for key, parameter in encoder.module.named_parameters():
+        sizes["text" if key.startswith("text") else "other"] += parameter.numel()
+    return Evaluation(name, encoder.uri, sum(sizes.values()), sizes["other"], sizes["text"])
+
+
+@torch.no_grad()
+def _latency(encoder: DualEncoder) -> dict[str, float]:
+    """Median milliseconds for one picture and one caption, transform and tokenizer left out."""
+    times: dict[str, float] = {}
+    if encoder.transform is not None and "I" in encoder.sides:
+        height, width = encoder.transform.size
+        look = encoder.transform(Image.new("RGB", (width, height)))
+        pixels = {name: torch.from_numpy(value)[None] for name, value in look.items()}
+        times["image_ms"] = _milliseconds(lambda: _move_and(encoder, encoder.images, pixels))
+    if "T" in encoder.sides:
+        tokens = encoder.tokenize(["a photo of two dogs on a beach"])
+        times["text_ms"] = _milliseconds(lambda: _move_and(encoder, encoder.texts, tokens))
+    return times
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_LATENCY_RUNS):
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1000)
+    return round(median(times[2:]), 3)

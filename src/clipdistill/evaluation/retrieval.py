@@ -1,0 +1,126 @@
+"""Text-to-image, image-to-text and image-to-image retrieval from embeddings.
+
+Shapes: ``N`` pictures, ``M`` captions, ``D`` width. Rows are brought to unit length here. All results are percentages.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipdistill.errors import DataError
+from clipdistill.evaluation.metrics import Indices, Rows, mean_average_precision, recall_at
+
+KS = (1, 5, 10)
+
+
+def text_image(
+    images: Rows,
+    texts: Rows,
+    owner: Sequence[int] | Indices,
+    groups: Sequence[str | None] | None = None,
+    captions: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Return ``text_to_image_R@k``, ``image_to_text_R@k`` for k = 1, 5, 10 and ``mean_recall``, the mean of the six.
+
+    ``images [N, D]``, ``texts [M, D]``; ``owner [M]`` is the index of each caption's picture. A caption and a
+    picture are positives of each other if the picture is the caption's own, or has its group (``groups [N]``), or
+    has an equal caption (``captions [M]``, equal up to case and white space). A query with several positives
+    counts as a hit when one of them is found; pictures without a caption are in the gallery but ask nothing.
+    """
+    owner = np.asarray(owner, np.intp)
+    _check(len(images), len(texts), owner, groups, captions)
+    pictures_of = _pictures_of(owner, groups, captions)
+    texts_of = _transposed(pictures_of, len(images))
+    found = {
+        "text_to_image": recall_at((texts, images), pictures_of, KS),
+        "image_to_text": recall_at((images, texts), texts_of, KS),
+    }
+    result = {f"{way}_R@{k}": recall for way, recalls in found.items() for k, recall in recalls.items()}
+    return {**result, "mean_recall": sum(result.values()) / len(result)}
+
+
+def image_image(images: Rows, keys: Sequence[str | None]) -> dict[str, float]:
+    """Return ``image_to_image_R@k`` for k = 1, 5, 10, ``image_to_image_mAP`` and ``image_to_image_left_out``.
+
+    ``images [N, D]`` search themselves: pictures of the same key (a label or a group) are positives, the query
+    itself is excluded. A picture without a key, or with a key of its own, has nothing to find: it stays in the gallery,
+    asks nothing, and is counted in ``image_to_image_left_out``. Where all are left out, that count is all there is.
+    """
+    if len(keys) != len(images):
+        raise DataError(f"there are {len(images)} pictures but {len(keys)} keys; give one each, or None.")
+    members = _members(keys)
+    nobody = np.empty(0, np.intp)
+    positives = [nobody if key is None else members[key] for key in keys]
+    left_out = {"image_to_image_left_out": float(sum(len(own) < 2 for own in positives))}
+    if left_out["image_to_image_left_out"] == len(images):
+        return left_out
+    own = np.arange(len(images))
+    recalls = recall_at((images, images), positives, KS, exclude=own)
+    precision = mean_average_precision((images, images), positives, exclude=own)
+    return {
+        **{f"image_to_image_R@{k}": recall for k, recall in recalls.items()},
+        "image_to_image_mAP": precision,
+        **left_out,
+    }
+
+
+def _check(
+    images: int,
+    texts: int,
+    owner: Indices,
+    groups: Sequence[str | None] | None,
+    captions: Sequence[str] | None,
+) -> None:
+    for what, values, wanted in (
+        ("owners", owner, texts),
+        ("captions", captions, texts),
+        ("groups", groups, images),
+    ):
+        if values is not None and len(values) != wanted:
+            raise DataError(f"there are {images} pictures and {texts} texts, but {len(values)} {what}, not {wanted}.")
+    if len(owner) and not 0 <= owner.min() <= owner.max() < images:
+        raise DataError(f"owners go from {owner.min()} to {owner.max()}, but there are only {images} pictures.")
+
+
+def _pictures_of(
+    owner: Indices, groups: Sequence[str | None] | None, captions: Sequence[str] | None
+) -> list[NDArray[np.intp]]:
+    """The positives of each caption, ``[M]`` arrays of picture indices; captions with the same ones share an array."""
+    folded = [" ".join(text.lower().split()) for text in captions or ()]
+    grouped = _members(groups or ())
+    told: dict[str, set[int]] = defaultdict(set)
+    for text, picture in zip(folded, owner, strict=False):
+        told[text].add(int(picture))
+    known: dict[Hashable, NDArray[np.intp]] = {}
+
+    def positives(number: int, picture: int) -> NDArray[np.intp]:
+        group = None if groups is None else groups[picture]
+        text = folded[number] if folded else None
+        key = (text, group, picture if text is None and group is None else None)
+        if key not in known:
+            same = {picture} | (told[text] if text is not None else set())
+            known[key] = np.array(sorted(same.union(grouped.get(group, ()))), np.intp)
+        return known[key]
+
+    return [positives(number, int(picture)) for number, picture in enumerate(owner)]
+
+
+def _members(keys: Iterable[str | None]) -> dict[str | None, NDArray[np.intp]]:
+    """The positions of each key; nothing for None."""
+    members: dict[str | None, list[int]] = defaultdict(list)
+    for position, key in enumerate(keys):
+        if key is not None:
+            members[key].append(position)
+    return {key: np.array(positions, np.intp) for key, positions in members.items()}
+
+
+def _transposed(positives: list[NDArray[np.intp]], size: int) -> list[NDArray[np.intp]]:
+    """From the pictures of each text to the texts of each picture."""
+    texts = np.repeat(np.arange(len(positives)), [len(own) for own in positives])
+    pictures = np.concatenate([*positives, np.empty(0, np.intp)])
+    order = np.argsort(pictures, kind="stable")
+    return np.split(texts[order], np.searchsorted(pictures[order], np.arange(1, size)))

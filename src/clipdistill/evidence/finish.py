@@ -1,0 +1,101 @@
+"""From finished models to a report: load them, evaluate them side by side, write what was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipdistill.config import RunConfig
+from clipdistill.data.samples import Source
+from clipdistill.data.sources import pairs
+from clipdistill.errors import ConfigError
+from clipdistill.evaluation.evaluate import Evaluation, Tasks, evaluate
+from clipdistill.evidence.report import write_report
+from clipdistill.models.huggingface import load
+from clipdistill.training.run_folder import LOG, RECORD, STUDENT, read_log
+
+
+def evaluate_run(config: RunConfig) -> Path | None:
+    """Evaluate a finished run's student beside its teachers on the data its configuration names.
+
+    Returns the report written into the run folder, or None if the configuration names no data to evaluate on.
+    """
+    wanted = config.evaluate
+    tasks = open_tasks(None, wanted.retrieval, wanted.image_retrieval, wanted.zeroshot)
+    if tasks == Tasks():
+        return None
+    out = Path(config.out)
+    several = len(config.teachers) > 1
+    models = {f"teacher {letter}" if several else "teacher": uri for letter, uri in sorted(config.teachers.items())}
+    return report_on({**models, "student": str(out)}, tasks, out, out.name)[1]
+
+
+def compare_models(
+    uris: Sequence[str],
+    data: str | None,
+    retrieval: str | None,
+    image_retrieval: str | None,
+    zeroshot: str | None,
+    out: Path | None,
+) -> list[Evaluation]:
+    """Evaluate models by URI or run folder; with ``out``, write the report there."""
+    tasks = open_tasks(data, retrieval, image_retrieval, zeroshot)
+    if tasks == Tasks():
+        raise ConfigError("name data to evaluate on: --data URI, or --retrieval, --image-retrieval, --zeroshot.")
+    named = dict(zip(_names(uris), uris, strict=True))
+    if out is None:
+        return evaluate({name: load(model_uri(uri)) for name, uri in named.items()}, tasks)
+    return report_on(named, tasks, out, " / ".join(named))[0]
+
+
+def report_on(models: Mapping[str, str], tasks: Tasks, out: Path, title: str) -> tuple[list[Evaluation], Path]:
+    """Evaluate ``models`` (name to URI or run folder) and write report.html and report.json into ``out``."""
+    evaluations = evaluate({name: load(model_uri(uri)) for name, uri in models.items()}, tasks)
+    curves = {name: steps for name, uri in models.items() if (steps := list(read_log(Path(uri) / LOG)))}
+    facts: dict[str, Any] = {
+        task: source.uri for task in ("retrieval", "image_retrieval", "zeroshot") if (source := getattr(tasks, task))
+    }
+    for name, uri in models.items():
+        facts |= {f"{name}: {key}": value for key, value in _facts(Path(uri)).items()}
+    return evaluations, write_report(evaluations, out, title, curves, facts)
+
+
+def open_tasks(data: str | None, retrieval: str | None, image_retrieval: str | None, zeroshot: str | None) -> Tasks:
+    """Open the data of each task; ``data`` serves every task it affords that has no data of its own."""
+    general = Tasks.afforded(pairs(data)) if data else Tasks()
+
+    def choose(own: str | None, otherwise: Source | None) -> Source | None:
+        return pairs(own) if own else otherwise
+
+    return Tasks(
+        choose(retrieval, general.retrieval),
+        choose(image_retrieval, general.image_retrieval),
+        choose(zeroshot, general.zeroshot),
+    )
+
+
+def model_uri(uri: str) -> str:
+    """The model itself: the student of a run folder, or what was named."""
+    student = Path(uri) / STUDENT
+    return str(student) if student.is_dir() else uri
+
+
+def _names(uris: Sequence[str]) -> list[str]:
+    """A short name each: the folder's own, its parent's for a run's student, numbered where they repeat."""
+    names: list[str] = []
+    for uri in uris:
+        path = Path(uri.rstrip("/"))
+        name = path.parent.name if path.name == STUDENT and path.parent.name else path.name
+        taken = names.count(name)
+        names.append(f"{name} {taken + 1}" if taken else name)
+    return names
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What a run folder tells of itself."""
+    if not (folder / RECORD).is_file():
+        return {}
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return {"seed": record["seed"], "data": record["data"]["uri"], "steps": record["preflight"]["steps"]}

@@ -1,0 +1,219 @@
+"""A model folder that every tool of the field opens, with a record of where the model came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import yaml
+
+from clipdistill.errors import ModelError
+
+RECORD = "clipdistill.json"
+SCHEMA = 1
+_PACKAGES = ("clipdistill", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
+
+
+class Saveable(Protocol):
+    """What a bundle needs of an encoder: its files, its fingerprint and its input rules."""
+
+    uri: str
+    width: int
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def input_rules(self) -> dict[str, Any]: ...
+
+    def write_files(self, folder: Path) -> None: ...
+
+
+def save_bundle(encoder: Saveable, folder: Path, card: Mapping[str, Any]) -> None:
+    """Write the encoder's standard files, ``clipdistill.json`` and a model card, whole or not at all.
+
+    ``card`` goes into the record as it is. The model card shows the keys ``name``, ``teachers`` ({letter: uri}),
+    ``recipe`` (a name, or a mapping with one), ``data`` ({"uri", "fingerprint"}), ``training``, ``metrics``
+    ({metric: value}, or {model: {metric: value}}), ``licence``, ``licences`` ({what: licence}), ``languages`` and
+    ``pretrained`` (the model that training started from). A previous bundle at ``folder`` is replaced; any other
+    folder that is not empty is refused with a :class:`ModelError`.
+    """
+    folder = Path(folder)
+    _refuse_foreign(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        encoder.write_files(fresh)
+        record = _record(encoder, card)
+        (fresh / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (fresh / "README.md").write_text(model_card(record), encoding="utf-8")
+        fresh.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can read
+        _put_in_place(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.is_file():
+        raise ModelError(f"cannot save a model to {folder}: it is a file. Give the name of a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+        raise ModelError(
+            f"will not replace {folder}: it holds files and no {RECORD}, so it is not a saved model of ours. "
+            "Choose another folder, or empty this one."
+        )
+
+
+def _put_in_place(fresh: Path, folder: Path) -> None:
+    """Rename the new folder to its name; a previous one steps aside first and comes back if that fails."""
+    if not folder.exists():
+        fresh.replace(folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / "previous"
+    folder.replace(aside)
+    try:
+        fresh.replace(folder)
+    except OSError:
+        aside.replace(folder)
+        raise
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _record(encoder: Saveable, card: Mapping[str, Any]) -> dict[str, Any]:
+    record = {
+        **card,
+        "schema": SCHEMA,
+        "fingerprint": encoder.fingerprint,
+        "width": encoder.width,
+        "inputs": encoder.input_rules(),
+        "packages": versions(),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(record, default=_plain))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Turn what JSON does not know into what it does: arrays and numbers of numpy and torch, paths."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the packages that a model or a run depends on."""
+    found = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def model_card(record: Mapping[str, Any]) -> str:
+    """Write the README.md of a bundle from its record: a YAML header for the hub, then text."""
+    header = yaml.safe_dump(_header(record), sort_keys=False, allow_unicode=True)
+    sections = [_what(record), _training(record), _evaluation(record), _usage(record), _licences(record)]
+    return f"---\n{header}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _header(record: Mapping[str, Any]) -> dict[str, Any]:
+    header: dict[str, Any] = {
+        "license": record.get("licence"),
+        "language": record.get("languages"),
+        "library_name": "transformers",
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["clip", "knowledge-distillation"] if record.get("teachers") else ["clip"],
+    }
+    if pretrained := record.get("pretrained"):
+        # The hub infers a relation where none is given, and often a wrong one.
+        header |= {"base_model": str(pretrained).removeprefix("hf:"), "base_model_relation": "finetune"}
+    elif hub := [name for uri in _teachers(record).values() if (name := _hub_name(uri))]:
+        header["base_model"] = hub
+    return {key: value for key, value in header.items() if value is not None}
+
+
+def _teachers(record: Mapping[str, Any]) -> dict[str, str]:
+    return {str(letter): str(uri) for letter, uri in (record.get("teachers") or {}).items()}
+
+
+def _hub_name(uri: str) -> str | None:
+    return uri.removeprefix("hf:") if uri.startswith("hf:") else None
+
+
+def _what(record: Mapping[str, Any]) -> str:
+    lines = [f"# {record.get('name') or 'A dual encoder of images and texts'}", ""]
+    teachers = ", ".join(f"`{uri}`" for uri in _teachers(record).values())
+    lines.append(
+        f"A small CLIP distilled from {teachers} with clipdistill." if teachers else "A CLIP trained with clipdistill."
+    )
+    lines.append(f"Pictures and captions meet in {record['width']} dimensions; normalise before comparing.")
+    return "\n".join(lines)
+
+
+def _training(record: Mapping[str, Any]) -> str:
+    recipe = record.get("recipe")
+    data = record.get("data") or {}
+    facts = {
+        "recipe": recipe.get("name", "its own") if isinstance(recipe, Mapping) else recipe,
+        "data": data.get("uri") if isinstance(data, Mapping) else data,
+        "started from": record.get("pretrained"),
+        **(record.get("training") or {}),
+    }
+    rows = [f"- {key}: {value}" for key, value in facts.items() if value is not None]
+    return "\n".join(["## Training", "", *rows]) if rows else ""
+
+
+def _evaluation(record: Mapping[str, Any]) -> str:
+    metrics = record.get("metrics") or {}
+    if not metrics:
+        return ""
+    columns = metrics if all(isinstance(value, Mapping) for value in metrics.values()) else {"this model": metrics}
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = [
+        f"| {name} | " + " | ".join(_cell(column.get(name)) for column in columns.values()) + " |" for name in names
+    ]
+    head = ["| metric | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    return "\n".join(["## Evaluation", "", *head, *rows])
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+_USAGE = """## Use
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(".")  # this folder
+processor = AutoProcessor.from_pretrained(".")
+texts = ["a red circle", "a dog"]
+inputs = processor(text=texts, images=Image.open("a.jpg"), {padding}, return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).logits_per_image)
+```"""
+
+
+def _usage(record: Mapping[str, Any]) -> str:
+    rules = record["inputs"]["text"]
+    fixed = f'padding="max_length", max_length={rules["length"]}'
+    return _USAGE.replace("{padding}", fixed if rules["padding"] == "max_length" else "padding=True")
+
+
+def _licences(record: Mapping[str, Any]) -> str:
+    chain = record.get("licences") or {}
+    rows = [f"- {what}: {licence}" for what, licence in chain.items()]
+    rows = rows or ["The licences of the teachers and of the data were not recorded; they apply to this model too."]
+    return "\n".join(["## Licences", "", *rows])

@@ -1,0 +1,320 @@
+"""Dual encoders of transformers: CLIP, Chinese-CLIP, SigLIP, SigLIP 2 and VisionTextDualEncoder, by their own files.
+
+Shapes: ``B`` rows, ``L`` tokens, ``D`` joint width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    ChineseCLIPModel,
+    CLIPModel,
+    Siglip2Model,
+    SiglipModel,
+    VisionTextDualEncoderModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from clipdistill.data.views import Transform
+from clipdistill.errors import ModelError, did_you_mean
+from clipdistill.models.bundle import save_bundle
+from clipdistill.models.encoder import Inputs
+from clipdistill.models.hub import model_folder
+from clipdistill.models.preprocessing import read_processor, transform_of
+from clipdistill.models.vocabulary import read_tokenizer
+
+#: Up to so many image tokens plain attention is faster on a CPU: 2.6 times with bfloat16 at 37 tokens.
+EAGER_TOKENS = 100
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets one architecture apart.
+
+    ``sticky_end`` marks SigLIP: it pools the last position, so captions are padded to the one length it was
+    trained with. ``longest`` is the convention for a text tower that has more positions than training used.
+    """
+
+    model: Any
+    pixels: tuple[str, ...] = ("pixel_values",)
+    tokens: tuple[str, ...] = ("input_ids", "attention_mask")
+    sticky_end: bool = False
+    longest: int | None = None
+
+
+_BERT_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+_PATCHES = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+
+#: By ``model_type`` in config.json.
+FAMILIES: dict[str, Family] = {
+    "clip": Family(CLIPModel),
+    "chinese_clip": Family(ChineseCLIPModel, tokens=_BERT_TOKENS, longest=52),
+    "siglip": Family(SiglipModel, sticky_end=True),
+    "siglip2": Family(Siglip2Model, pixels=_PATCHES, sticky_end=True),
+    "vision-text-dual-encoder": Family(VisionTextDualEncoderModel, tokens=_BERT_TOKENS),
+}
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """How captions become tokens: ``padding`` is ``longest`` (in the batch) or ``max_length`` (always ``length``)."""
+
+    padding: str
+    length: int
+    lower_case: bool
+
+
+class HuggingFaceEncoder:
+    """A dual encoder of transformers behind the one interface of :class:`clipdistill.models.encoder.DualEncoder`.
+
+    ``module`` is one of the classes in :data:`FAMILIES`; tokenizer and image processor are the model's own.
+    """
+
+    sides = "IT"
+
+    def __init__(self, uri: str, module: Any, tokenizer: Any, processor: Any) -> None:
+        self.uri = uri
+        self._model = module
+        self._family = FAMILIES[module.config.model_type]
+        self.tokenizer = tokenizer
+        self.processor = processor
+        self.transform: Transform | None = transform_of(processor, uri)
+        self.rules = _text_rules(module.config, self._family, tokenizer)
+        self.width = _width(module.config)
+
+    @property
+    def module(self) -> nn.Module:
+        """The transformers model: what is trained, moved and counted."""
+        module: nn.Module = self._model
+        return module
+
+    @property
+    def log_scale(self) -> nn.Parameter | None:
+        """The logarithm of the logit scale: ``[]``, or ``[1]`` in SigLIP."""
+        parameter: nn.Parameter | None = getattr(self._model, "logit_scale", None)
+        return parameter
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """SigLIP's logit bias, ``[1]``; None for the others."""
+        parameter: nn.Parameter | None = getattr(self._model, "logit_bias", None)
+        return parameter
+
+    @property
+    def scale(self) -> float:
+        """The logit scale as a number; 1 / 0.07 for a model that has none."""
+        return 1 / 0.07 if self.log_scale is None else math.exp(self.log_scale.item())
+
+    def images(self, pixels: Inputs) -> Tensor:
+        """Embed pictures, batched as the transform gives them: ``{"pixel_values": [B, 3, h, w]} -> [B, D]``."""
+        return _pooled(self._model.get_image_features(**{name: pixels[name] for name in self._family.pixels}))
+
+    def texts(self, tokens: Inputs) -> Tensor:
+        """Embed captions as :meth:`tokenize` gives them: ``{"input_ids": [B, L], ...} -> [B, D]``."""
+        known = {name: tokens[name] for name in self._family.tokens if name in tokens}
+        return _pooled(self._model.get_text_features(**known))
+
+    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Tokenise captions by the model's own rules: ``int64 [B, L]`` each, truncated to what the model reads."""
+        rules = self.rules
+        lines = [caption.lower() for caption in captions] if rules.lower_case else list(captions)
+        batch = self.tokenizer(
+            lines, padding=rules.padding, truncation=True, max_length=rules.length, return_tensors="pt"
+        )
+        return {name: batch[name].long() for name in self._family.tokens if name in batch}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of weights, tokenizer, text rules and transform, computed anew: it follows training.
+
+        About one second for a gigabyte of weights.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(self._model.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(json.dumps(self.input_rules(), sort_keys=True).encode())
+        digest.update(_tokenizer_text(self.tokenizer).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def input_rules(self) -> dict[str, Any]:
+        """Return transform and text rules as plain values for JSON."""
+        assert self.transform is not None
+        return {"transform": self.transform.to_dict(), "text": asdict(self.rules)}
+
+    def write_files(self, folder: Path) -> None:
+        """Write weights, configuration, tokenizer and image processor into a folder, as transformers reads them."""
+        if self.tokenizer.is_fast:  # else the padding of the last batch would be written as if it were a rule
+            self.tokenizer.backend_tokenizer.no_padding()
+            self.tokenizer.backend_tokenizer.no_truncation()
+        with _quiet():
+            self._model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def save(self, folder: Path, card: Mapping[str, Any] | None = None) -> None:
+        """Write a standard model folder with card, whole or not at all; see :func:`bundle.save_bundle`."""
+        save_bundle(self, folder, card or {})
+
+
+def load(uri: str, device: str = "cpu") -> HuggingFaceEncoder:
+    """Load a dual encoder, in evaluation mode and float32, from a folder or the hub; see :func:`hub.model_folder`.
+
+    Weights, tokenizer and image processor must all be there and fit: nothing is initialised at random and nothing
+    guessed. Raises :class:`ModelError`.
+    """
+    folder = model_folder(uri)
+    family, config = read_config(folder)
+    processor, tokenizer = read_processor(folder), read_tokenizer(folder)
+    _check_vocabulary(tokenizer, config, folder)
+    module = _read_weights(family, config, folder, device)
+    return HuggingFaceEncoder(uri, module.to(device).eval(), tokenizer, processor)
+
+
+def read_config(folder: Path) -> tuple[Family, Any]:
+    """Read a model folder's config.json; raises :class:`ModelError` unless it is of a known family."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        kind = values["model_type"]
+    except FileNotFoundError:
+        found = ", ".join(sorted(item.name for item in folder.iterdir())[:12]) or "nothing"
+        raise ModelError(f"{folder} is not a model folder: it has no config.json (found: {found}).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is not a model's configuration with a model_type in it: {error!r}") from error
+    if kind not in FAMILIES:
+        raise ModelError(f"{path}: model_type '{kind}' is not a known dual encoder.{did_you_mean(kind, FAMILIES)}")
+    try:
+        with _quiet():
+            return FAMILIES[kind], FAMILIES[kind].model.config_class.from_pretrained(folder)
+    except Exception as error:  # a value of the wrong type: the library's own validation classes
+        raise ModelError(f"{path} is not a valid {kind} configuration: {error}") from error
+
+
+def attention_for(config: Any, device: str) -> str | None:
+    """Choose the attention code: ``eager`` for few image tokens on a CPU, else the library's default."""
+    tokens = _image_tokens(config.vision_config)
+    return "eager" if device == "cpu" and tokens is not None and tokens <= EAGER_TOKENS else None
+
+
+def _image_tokens(vision: Any) -> int | None:
+    """Count the patches of a vision transformer with square ones; None for any other tower."""
+    if getattr(vision, "num_patches", None):
+        return int(vision.num_patches)
+    side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    return (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else None
+
+
+def _read_weights(family: Family, config: Any, folder: Path, device: str) -> Any:
+    pickled = _is_pickled(folder)
+    try:
+        with _quiet():
+            module, info = family.model.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=attention_for(config, device),
+                use_safetensors=not pickled,
+                weights_only=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # truncated files, wrong shapes, missing shards: each library has its own classes
+        raise ModelError(f"the weights in {folder} cannot be loaded: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"the weights in {folder} do not fill a {family.model.__name__}: {len(missing)} tensors are missing, "
+            f"among them {', '.join(missing[:3])}. Expected the checkpoint that belongs to its config.json."
+        )
+    return module
+
+
+def _is_pickled(folder: Path) -> bool:
+    """Tell whether only pickled weights are there (read with weights_only, so that no code in them runs)."""
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return False
+    if any((folder / name).is_file() for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+        return True
+    found = ", ".join(sorted(item.name for item in folder.iterdir())[:12])
+    raise ModelError(
+        f"{folder} holds no weights (found: {found}); expected model.safetensors or pytorch_model.bin. "
+        "Copy the weights file of the original model into the folder."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library's bars and reports while weights move: what matters in them becomes an error here."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_vocabulary(tokenizer: Any, config: Any, folder: Path) -> None:
+    rows = config.text_config.vocab_size
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"{folder}: the tokenizer has {len(tokenizer)} entries, the text tower reads {rows} (config.json, "
+            "text_config.vocab_size). Copy the tokenizer files that belong to these weights."
+        )
+
+
+def _text_rules(config: Any, family: Family, tokenizer: Any) -> TextRules:
+    text = config.text_config
+    positions = text.max_position_embeddings
+    if family.sticky_end:
+        return TextRules("max_length", positions, _must_lower(config, tokenizer))
+    if "roberta" in text.model_type:  # its positions start behind the padding id
+        positions -= text.pad_token_id + 1
+    return TextRules("longest", min(positions, tokenizer.model_max_length, family.longest or positions), False)
+
+
+def _must_lower(config: Any, tokenizer: Any) -> bool:
+    """Tell whether captions must be lower-cased before a SigLIP tokenizer sees them.
+
+    SigLIP 2 was trained on lower case with Gemma's tokenizer, which keeps case; its square models say
+    model_type siglip and ``do_lower_case``, and some versions of the library heed neither.
+    """
+    wanted = (
+        config.model_type == "siglip2"
+        or tokenizer.init_kwargs.get("do_lower_case") is True
+        or "Gemma" in type(tokenizer).__name__
+    )
+    capitals = "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG"
+    return wanted and tokenizer(capitals)["input_ids"] != tokenizer(capitals.lower())["input_ids"]
+
+
+def _width(config: Any) -> int:
+    """Return the joint width: SigLIP's towers meet without a projection, the others say projection_dim."""
+    return int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
+
+
+def _pooled(output: Any) -> Tensor:
+    """Take the embedding from what get_image_features and get_text_features return: an object since version 5."""
+    rows: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return rows
+
+
+def _tokenizer_text(tokenizer: Any) -> str:
+    """Describe a tokenizer completely, less what its last call left behind in it."""
+    about = [type(tokenizer).__name__, tokenizer.padding_side, sorted(tokenizer.get_vocab().items())]
+    if tokenizer.is_fast:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        about.append({key: value for key, value in backend.items() if key not in ("padding", "truncation")})
+    return json.dumps(about, sort_keys=True)

@@ -1,0 +1,265 @@
+"""Students: small CLIP models by name, any architecture of a Hugging Face config, or a pretrained model."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from transformers import CLIPConfig, SiglipImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+from clipdistill.data.views import Transform
+from clipdistill.errors import ConfigError, ModelError, did_you_mean
+from clipdistill.models.hub import model_folder
+from clipdistill.models.huggingface import (
+    FAMILIES,
+    Family,
+    HuggingFaceEncoder,
+    attention_for,
+    load,
+    read_config,
+)
+from clipdistill.models.preprocessing import clip_processor
+from clipdistill.models.vocabulary import end_token_id, fit_to_tower, read_tokenizer, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The shape of a student: sizes in pixels and numbers, ``width``/``layers``/``heads`` of the image tower."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    embed_dim: int
+    context_length: int = 77
+
+
+DEFAULT_PRESET = "vit-tiny-16"
+
+#: vit-tiny-16 is CLIP-KD's ViT-T/16 (arXiv 2307.12732, section 4.1); vit-small and vit-base are open_clip's ViT-S
+#: and ViT-B; tinyclip-8m-16 is TinyCLIP-ViT-8M-16-Text-3M; the scenes pair is the benchmark's.
+PRESETS: dict[str, Preset] = {
+    "vit-tiny-16": Preset(224, 16, 192, 12, 3, 384, 12, 6, 512),
+    "vit-small-16": Preset(224, 16, 384, 12, 6, 384, 12, 6, 384),
+    "vit-small-32": Preset(224, 32, 384, 12, 6, 384, 12, 6, 384),
+    "vit-base-32": Preset(224, 32, 768, 12, 12, 512, 12, 8, 512),
+    "vit-base-16": Preset(224, 16, 768, 12, 12, 512, 12, 8, 512),
+    "tinyclip-8m-16": Preset(224, 16, 256, 10, 4, 256, 3, 4, 512),
+    "scenes-teacher": Preset(48, 8, 128, 4, 4, 128, 4, 4, 128, 32),
+    "scenes-student": Preset(48, 12, 48, 2, 2, 48, 2, 2, 128, 32),
+}
+
+Positive = Field(default=None, gt=0)
+
+
+class StudentSpec(BaseModel):
+    """What a run says about its student: one of ``preset``, ``config`` or ``pretrained``, and changes to a preset.
+
+    ``config`` is a folder (or hub name) whose config.json gives the architecture, with random weights;
+    ``pretrained`` a model to start from. ``tokenizer`` is ``auto`` (the teacher's where a student can read it, else
+    trained), ``train`` (on the captions, ``vocab_size`` entries) or a folder or hub name. Sizes left out are the
+    preset's: a changed ``width`` takes ``text_width`` along and sets the heads to about one in 64 channels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str | None = None
+    config: str | None = None
+    pretrained: str | None = None
+    image_size: int | None = Positive
+    patch_size: int | None = Positive
+    width: int | None = Positive
+    layers: int | None = Positive
+    heads: int | None = Positive
+    text_width: int | None = Positive
+    text_layers: int | None = Positive
+    text_heads: int | None = Positive
+    embed_dim: int | None = Positive
+    context_length: int | None = Positive
+    tokenizer: str = "auto"
+    vocab_size: int = 8192
+
+    @model_validator(mode="after")
+    def _check(self) -> StudentSpec:
+        given = [name for name in ("preset", "config", "pretrained") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"student: {' and '.join(given)} are given; expected one of preset, config, pretrained.")
+        if given in (["config"], ["pretrained"]):
+            if self._changes():
+                raise ConfigError(
+                    f"student.{given[0]} fixes the architecture, but {', '.join(self._changes())} "
+                    "would change it. Drop these keys, or use student.preset."
+                )
+        else:
+            self.shape()
+        return self
+
+    def _changes(self) -> dict[str, int]:
+        return {name: value for name in Preset.__dataclass_fields__ if (value := getattr(self, name)) is not None}
+
+    def shape(self, embed_dim: int | None = None) -> Preset:
+        """Return the preset with the run's changes; ``embed_dim`` (the teacher's) counts where the run has none.
+
+        Raises :class:`ConfigError` for an unknown preset and for sizes that do not divide.
+        """
+        name = self.preset or DEFAULT_PRESET
+        if name not in PRESETS:
+            raise ConfigError(f"student.preset '{name}' is unknown.{did_you_mean(name, PRESETS)}")
+        base, changes = PRESETS[name], self._changes()
+        if self.width:
+            changes = {"text_width": _scaled(base.text_width, self.width / base.width)} | changes
+            changes = {"heads": _heads(self.width)} | changes
+        if "text_width" in changes:
+            changes = {"text_heads": _heads(changes["text_width"])} | changes
+        shape = replace(base, **({"embed_dim": embed_dim} if embed_dim else {}) | changes)
+        _check_division("student.image_size", shape.image_size, "student.patch_size", shape.patch_size)
+        _check_division("student.width", shape.width, "student.heads", shape.heads)
+        _check_division("student.text_width", shape.text_width, "student.text_heads", shape.text_heads)
+        return shape
+
+
+def _scaled(width: int, ratio: float) -> int:
+    """Scale a width, to the next multiple of 16."""
+    return max(16, round(width * ratio / 16) * 16)
+
+
+def _heads(width: int) -> int:
+    """Return about one head in 64 channels, two at least, as long as the heads divide the width."""
+    return next(heads for heads in range(max(2, width // 64), 0, -1) if width % heads == 0)
+
+
+def _check_division(name: str, value: int, by: str, divisor: int) -> None:
+    if value % divisor:
+        raise ConfigError(f"{name} is {value}, {by} is {divisor}: the second must divide the first.")
+
+
+def choose_tokenizer(spec: StudentSpec, teacher: Any | None, captions: Iterable[str]) -> Any | None:
+    """Return the student's tokenizer by the rule of ``spec.tokenizer``; None for a pretrained student, which has one.
+
+    ``teacher`` is the teacher's tokenizer if there is one. ``captions`` are read only if a tokenizer is trained.
+    """
+    if spec.pretrained:
+        return None
+    if spec.tokenizer == "auto" and teacher is not None:
+        try:
+            end_token_id(teacher)
+        except ModelError as error:
+            log.warning("the teacher's tokenizer does not fit the student, so one is trained: %s", error)
+        else:
+            return teacher
+    if spec.tokenizer in ("auto", "train"):
+        return train_tokenizer(captions, spec.vocab_size, _context_length(spec))
+    return read_tokenizer(model_folder(spec.tokenizer, weights=False))
+
+
+def _context_length(spec: StudentSpec) -> int:
+    if spec.config is None:
+        return spec.shape().context_length
+    _, config = read_config(_config_folder(spec.config))
+    return int(config.text_config.max_position_embeddings)
+
+
+def build(
+    spec: StudentSpec,
+    tokenizer: Any | None = None,
+    embed_dim: int | None = None,
+    seed: int = 0,
+    teacher_transform: Transform | None = None,
+) -> HuggingFaceEncoder:
+    """Build a student on the CPU; the same spec, tokenizer and seed give the same weights.
+
+    ``embed_dim`` is the teacher's joint width, taken where the spec names none. A new student prepares pictures as
+    CLIP does, at its own size, with the teacher's mean and deviation if a ``teacher_transform`` is given. The global
+    random state stays as it was. Raises :class:`ConfigError` and :class:`ModelError`.
+    """
+    if spec.pretrained:
+        return load(spec.pretrained)
+    if tokenizer is None:
+        raise ConfigError("a student with random weights needs a tokenizer: see students.choose_tokenizer.")
+    if spec.config:
+        family, config = read_config(_config_folder(spec.config))
+        processor = _processor_for(config, teacher_transform)
+    else:
+        shape = spec.shape(embed_dim)
+        family, config = FAMILIES["clip"], clip_config(shape)
+        processor = clip_processor(shape.image_size, teacher_transform)
+    return _with_random_weights(_name(spec), family, config, tokenizer, processor, seed)
+
+
+def _name(spec: StudentSpec) -> str:
+    return f"config:{spec.config}" if spec.config else f"preset:{spec.preset or DEFAULT_PRESET}"
+
+
+def _config_folder(uri: str) -> Path:
+    """Return the folder of a configuration given as a folder, a hub name or the config.json itself."""
+    path = Path(uri).expanduser()
+    return path.parent if path.name == "config.json" and path.is_file() else model_folder(uri, weights=False)
+
+
+def clip_config(shape: Preset) -> Any:
+    """Return the transformers configuration of a preset; vocabulary and special tokens come with the tokenizer."""
+    text = _tower(shape.text_width, shape.text_layers, shape.text_heads, shape.embed_dim)
+    vision = _tower(shape.width, shape.layers, shape.heads, shape.embed_dim)
+    return CLIPConfig(
+        text_config=text | {"max_position_embeddings": shape.context_length},
+        vision_config=vision | {"image_size": shape.image_size, "patch_size": shape.patch_size},
+        projection_dim=shape.embed_dim,
+        logit_scale_init_value=2.6592,
+    )
+
+
+def _tower(width: int, layers: int, heads: int, embed_dim: int) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "projection_dim": embed_dim,
+        "hidden_act": "gelu",
+    }
+
+
+def _with_random_weights(
+    name: str, family: Family, config: Any, tokenizer: Any, processor: Any, seed: int
+) -> HuggingFaceEncoder:
+    text = config.text_config
+    if config.model_type == "siglip2" and type(tokenizer).__name__ != "Siglip2Tokenizer":
+        raise ModelError(
+            f"{name}: transformers opens every siglip2 folder with Siglip2Tokenizer, so a {type(tokenizer).__name__} "
+            "could be trained with but not loaded again. Set student.tokenizer to a SigLIP 2 model."
+        )
+    tokenizer = fit_to_tower(tokenizer, text.max_position_embeddings, masked=not family.sticky_end)
+    text.vocab_size = len(tokenizer)
+    text.eos_token_id, text.pad_token_id = end_token_id(tokenizer), tokenizer.pad_token_id
+    text.bos_token_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    config._attn_implementation = attention_for(config, "cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
+        module = family.model(config)
+    if family.sticky_end:  # the sigmoid loss starts at scale 10 and bias -10 (SigLIP, arXiv 2303.15343, section 3.2)
+        module.logit_scale.data.fill_(math.log(10))
+        module.logit_bias.data.fill_(-10)
+    return HuggingFaceEncoder(name, module.eval(), tokenizer, processor)
+
+
+def _processor_for(config: Any, like: Transform | None) -> Any:
+    """Return the family's usual image processor at the size that a configuration names."""
+    vision = config.vision_config
+    if config.model_type == "siglip2":
+        return Siglip2ImageProcessorPil(patch_size=vision.patch_size, max_num_patches=vision.num_patches)
+    if config.model_type == "siglip":
+        return SiglipImageProcessorPil(size={"height": vision.image_size, "width": vision.image_size})
+    return clip_processor(vision.image_size, like)

@@ -1,0 +1,253 @@
+"""The training loop: read, forward, backward, step, log, checkpoint; the same numbers however often interrupted."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipdistill.algebra.graph import MAX_SCALE, Losses
+from clipdistill.config import RunConfig
+from clipdistill.data.batches import Batch, load
+from clipdistill.errors import DataError, TrainingError
+from clipdistill.progress import console, progress
+from clipdistill.training import checkpoint, run_folder
+from clipdistill.training.preflight import preflight, raise_unless_finite
+from clipdistill.training.run_folder import Log
+from clipdistill.training.schedule import factor
+from clipdistill.training.setup import Setup, choose_device, choose_precision, prepare
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and the student in it."""
+
+    folder: Path
+    student: Path
+    steps: int
+
+
+class InterruptedRunError(TrainingError):
+    """The user stopped the run; a checkpoint was written."""
+
+
+@dataclass
+class State:
+    """What changes while training, beside the weights."""
+
+    step: int = 0
+    ema: dict[str, Tensor] | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def distill(config: RunConfig, resume: bool = False) -> Run:
+    """Train a student as configured, and write it to ``out/student``.
+
+    With ``resume`` the run in ``out`` goes on from its newest whole checkpoint, with the same losses as if it had
+    never stopped (to the bit on a CPU).
+
+    Raises:
+        ClipdistillError: anything in the configuration, the data or the models does not fit; before step one
+            nothing is written.
+    """
+    config = run_folder.check_same(config) if resume else config
+    if not resume:
+        run_folder.check_new(config)
+    precision = choose_precision(choose_device(config.train.device), config.train.precision)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+    setup = prepare(config)
+    folder = Path(config.out)
+    if not resume:
+        findings = preflight(setup, folder)
+        console.print(str(findings), markup=False)
+        marks = {teacher.letter: teacher.fingerprint for teacher in setup.teachers}
+        run_folder.create(config, run_folder.record(config, setup.source.fingerprint, marks, findings.facts))
+    state = _start(setup, folder)
+    with _interruptible() as stop:
+        _train(setup, folder, state, stop)
+    _finish(setup, folder, state)
+    return Run(folder, folder / run_folder.STUDENT, setup.plan.steps)
+
+
+def _start(setup: Setup, folder: Path) -> State:
+    """Begin at step zero, or restore the newest whole checkpoint; cut the logs to match."""
+    torch.manual_seed(setup.config.seed)
+    with_ema = setup.config.train.ema is not None
+    state = State(ema=_copy(setup.student.module) if with_ema else None)
+    path = checkpoint.newest(folder / "checkpoints")
+    if path is not None:
+        parts = ["student", "graph", *(["ema"] if with_ema else [])]
+        state.step, tensors, optimiser = checkpoint.load(path, parts, setup.device)
+        setup.student.module.load_state_dict(tensors["student"])
+        setup.graph.load_state_dict(tensors["graph"])
+        setup.optimiser.load_state_dict(optimiser)
+        state.ema = tensors.get("ema")
+        console.print(f"resuming after step {state.step} from {path}", markup=False)
+    for name in (run_folder.LOG, run_folder.SKIPPED):
+        Log(folder / name).cut(state.step)
+    state.skipped = {entry["id"]: entry["reason"] for entry in run_folder.read_log(folder / run_folder.SKIPPED)}
+    return state
+
+
+def _train(setup: Setup, folder: Path, state: State, stop: list[bool]) -> None:
+    train, plan = setup.config.train, setup.plan
+    log, log_every = Log(folder / run_folder.LOG), max(1, train.log_every.steps(plan))
+    save_every = max(1, train.checkpoint_every.steps(plan))
+    stream = _stream(setup, state.step)
+    started, first = time.monotonic(), state.step
+    with progress("training", plan.steps, "steps", done=state.step) as advance:
+        while state.step < plan.steps:
+            losses, norm = _step(setup, state, stream, folder)
+            state.step += 1
+            last = state.step == plan.steps
+            if state.step % log_every == 0 or last or state.step == 1:
+                rate = (state.step - first) * plan.batch_size / (time.monotonic() - started)
+                log.write(_entry(setup, state.step, losses, norm, rate))
+            advance(state.step, f"loss {float(losses.total.detach()):.4f}")
+            if state.step % save_every == 0 or last or stop[0]:
+                _save(setup, folder, state)
+            if stop[0] and not last:
+                raise InterruptedRunError(
+                    f"stopped after step {state.step} of {plan.steps}; a checkpoint is in {folder / 'checkpoints'}. "
+                    "Go on with the same command and --resume."
+                )
+
+
+def _step(setup: Setup, state: State, stream: Iterator[Batch], folder: Path) -> tuple[Losses, Tensor]:
+    """One optimiser step on ``accumulate`` batches; returns the last batch's losses and the gradient norm."""
+    train, plan = setup.config.train, setup.plan
+    for _ in range(train.accumulate):
+        batch = next(stream)
+        _note_skipped(setup, state, batch, folder)
+        losses = setup.losses(batch.to(setup.device))
+        raise_unless_finite(losses, state.step + 1)
+        (losses.total / train.accumulate).backward()  # type: ignore[no-untyped-call]
+    norm = setup.optimiser.clip(train.clip_norm)
+    if not torch.isfinite(norm):
+        raise TrainingError(
+            f"the gradient is not finite at step {state.step + 1} although the loss is. Nothing was updated. "
+            "Try train.precision=float32 or a lower train.lr."
+        )
+    warmup, decay = train.warmup.steps(plan), train.decay.steps(plan)
+    setup.optimiser.step(factor(state.step, plan.steps, warmup, train.schedule, decay))
+    _clamp(setup)
+    if state.ema is not None and train.ema is not None:
+        _average(state.ema, setup.student.module, min(train.ema, (1 + state.step) / (10 + state.step)))
+    return losses, norm
+
+
+def _stream(setup: Setup, step: int) -> Iterator[Batch]:
+    accumulate = setup.config.train.accumulate
+    walk = setup.order.walk(step * accumulate, setup.plan.steps * accumulate)
+    return load(setup.batches, walk, setup.config.train.workers)
+
+
+@torch.no_grad()
+def _clamp(setup: Setup) -> None:
+    """Keep logit scales within [1, 100], as CLIP does after every step."""
+    setup.graph.clamp_()
+    if setup.student.log_scale is not None:
+        setup.student.log_scale.clamp_(0, math.log(MAX_SCALE))
+
+
+def _note_skipped(setup: Setup, state: State, batch: Batch, folder: Path) -> None:
+    """Record samples that could not be read; stop when there are more of them than allowed."""
+    for name, reason in batch.skipped:
+        if name not in state.skipped:
+            state.skipped[name] = reason
+            Log(folder / run_folder.SKIPPED).write({"step": state.step, "id": name, "reason": reason})
+            console.print(f"skipped {name}: {reason}", markup=False)
+    limit = setup.config.train.max_broken
+    if len(state.skipped) > limit or len(batch.ids) < 2:
+        raise DataError(
+            f"{len(state.skipped)} samples of {setup.config.data} cannot be read, train.max_broken allows {limit}; "
+            f"they are listed in {folder / run_folder.SKIPPED}. Run 'clipdistill data check {setup.config.data}', "
+            "repair or remove them, or raise the limit."
+        )
+
+
+def _entry(setup: Setup, step: int, losses: Losses, norm: Tensor, rate: float) -> dict[str, Any]:
+    plan = setup.plan
+    warmup, decay = setup.config.train.warmup.steps(plan), setup.config.train.decay.steps(plan)
+    share = factor(step - 1, plan.steps, warmup, setup.config.train.schedule, decay)
+    return {
+        "step": step,
+        "epoch": round(step / plan.steps_per_epoch, 4),
+        "samples": step * plan.batch_size,
+        "loss": float(losses.total.detach()),
+        "terms": {name: float(value.detach()) for name, value in losses.terms.items()},
+        "scale": setup.student.scale,
+        "grad_norm": float(norm),
+        "lr": setup.config.train.lr * share,
+        "samples_per_second": round(rate, 1),
+    }
+
+
+def _save(setup: Setup, folder: Path, state: State) -> None:
+    tensors = {"student": setup.student.module.state_dict(), "graph": setup.graph.state_dict()}
+    if state.ema is not None:
+        tensors["ema"] = state.ema
+    keep = setup.config.train.keep_checkpoints
+    checkpoint.save(folder / "checkpoints", state.step, tensors, setup.optimiser.state_dict(), keep)
+
+
+def _finish(setup: Setup, folder: Path, state: State) -> None:
+    """Write the student, with the averaged weights if there are any."""
+    if state.ema is not None:
+        setup.student.module.load_state_dict(state.ema)
+    setup.student.module.eval()
+    config = setup.config
+    card = {
+        "name": folder.name,
+        "teachers": config.teachers,
+        "recipe": setup.recipe.to_dict(),
+        "data": {"uri": config.data, "fingerprint": setup.source.fingerprint},
+        "training": {"steps": setup.plan.steps, "batch_size": setup.plan.batch_size, "seed": config.seed},
+        "pretrained": config.student.pretrained,
+    }
+    setup.student.save(folder / run_folder.STUDENT, card)
+
+
+def _copy(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+@torch.no_grad()
+def _average(ema: dict[str, Tensor], module: torch.nn.Module, keep: float) -> None:
+    """Move the averaged weights towards the current ones; counters are copied."""
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            ema[name].lerp_(value, 1 - keep)
+        else:
+            ema[name].copy_(value)
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[bool]]:
+    """Turn the first Ctrl-C into a wish to stop after the step; the second one stops at once."""
+    stop = [False]
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop[0]:
+            raise KeyboardInterrupt
+        stop[0] = True
+        console.print("stopping after this step; press Ctrl-C again to stop at once")
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # only the main thread may listen to signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,201 @@
+"""What a run is made of, put together from its configuration: data, teachers, student, graph, optimiser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipdistill.algebra.graph import InteractionGraph, Losses
+from clipdistill.algebra.nodes import STUDENT
+from clipdistill.algebra.recipe import Recipe
+from clipdistill.config import Plan, RunConfig
+from clipdistill.data.batches import Batch, Batches, Inlet, Order
+from clipdistill.data.samples import Source
+from clipdistill.data.sources import pairs
+from clipdistill.data.views import Augmentation
+from clipdistill.errors import ConfigError, RecipeError
+from clipdistill.models.encoder import DualEncoder
+from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.students import build, choose_tokenizer
+from clipdistill.teachers.teacher import LiveTeacher, Teacher
+from clipdistill.training.optimisers import Optimiser
+
+#: A tokenizer is trained on at most so many captions.
+MAX_VOCABULARY_CAPTIONS = 500_000
+
+
+@dataclass
+class Setup:
+    """Everything a step touches. ``letters`` of teachers and nodes are those of the recipe."""
+
+    config: RunConfig
+    recipe: Recipe
+    source: Source
+    student: DualEncoder
+    teachers: list[Teacher]
+    graph: InteractionGraph
+    optimiser: Optimiser
+    batches: Batches
+    order: Order
+    plan: Plan
+    device: torch.device
+    autocast: AbstractContextManager[None]
+
+    def losses(self, batch: Batch) -> Losses:
+        """One forward pass: student towers, teachers, graph."""
+        rows = self._student_rows(batch)
+        for teacher in self.teachers:
+            rows |= teacher.embed(batch)
+        scales: dict[str, float | Tensor] = {teacher.letter: teacher.scale for teacher in self.teachers}
+        log_scale, bias = self.student.log_scale, self.student.bias
+        scales[STUDENT] = self.student.scale if log_scale is None else log_scale.exp()
+        losses: Losses = self.graph(rows, scales, batch.groups, None if bias is None else {STUDENT: bias})
+        return losses
+
+    def _student_rows(self, batch: Batch) -> dict[str, Tensor]:
+        rows: dict[str, Tensor] = {}
+        with self.autocast:
+            if STUDENT in batch.pixels:
+                rows["SI"] = self.student.images(batch.pixels[STUDENT]).float()
+            if STUDENT in batch.tokens:
+                rows["ST"] = self.student.texts(batch.tokens[STUDENT]).float()
+        return rows
+
+
+def prepare(config: RunConfig) -> Setup:
+    """Load data, teachers and student, and check that they give the recipe what it needs.
+
+    Raises:
+        ClipdistillError: any part cannot be opened or does not fit; nothing has been written.
+    """
+    recipe = Recipe.load(config.recipe)
+    _check_letters(recipe, config)
+    source = pairs(config.data)
+    plan = config.train.plan(len(source))
+    device = choose_device(config.train.device)
+    autocast = make_autocast(device, config.train.precision)
+    encoders = {letter: load(uri, device.type) for letter, uri in sorted(config.teachers.items())}
+    teachers = [LiveTeacher(letter, model, _sides(recipe, letter), autocast) for letter, model in encoders.items()]
+    student = _student(config, source, next(iter(encoders.values()), None))
+    student.module.to(device).train()
+    _check_nodes(recipe, student, teachers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        graph = InteractionGraph(recipe, {STUDENT: student.width, **{t.letter: t.width for t in teachers}}).to(device)
+    inlets = {STUDENT: Inlet.of(student, _sides(recipe, STUDENT)), **{t.letter: t.inlet for t in teachers}}
+    return Setup(
+        config=config,
+        recipe=recipe,
+        source=source,
+        student=student,
+        teachers=list(teachers),
+        graph=graph,
+        optimiser=Optimiser([student.module, graph], config.train),
+        batches=Batches(source, inlets, Augmentation(**config.augment.model_dump()), config.seed),
+        order=Order(len(source), config.train.batch_size, config.seed),
+        plan=plan,
+        device=device,
+        autocast=autocast,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Read ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; raises ConfigError for a device that is not there."""
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"train.device={name}: this machine or this torch cannot use it ({error}).") from error
+
+
+def choose_precision(device: torch.device, precision: str) -> str:
+    """Resolve ``auto``: bfloat16 where the device has it and it is faster, measured on a CPU by a small product."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if device.type == "cpu" and _bfloat16_pays() else "float32"
+
+
+def make_autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """The context that model code runs in."""
+    if precision == "float32":
+        return nullcontext()
+    context: AbstractContextManager[None] = torch.autocast(device.type, dtype=torch.bfloat16)
+    return context
+
+
+def _bfloat16_pays() -> bool:
+    """Whether a matrix product in bfloat16 takes less than two thirds of the time it takes in float32."""
+
+    def fastest(dtype: torch.dtype) -> float:
+        rows, weight = torch.ones(512, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
+        return min(_seconds(rows, weight) for _ in range(10))
+
+    return fastest(torch.bfloat16) < fastest(torch.float32) * 2 / 3
+
+
+def _seconds(rows: Tensor, weight: Tensor) -> float:
+    start = time.perf_counter()
+    for _ in range(4):
+        F.linear(rows, weight)
+    return time.perf_counter() - start
+
+
+def _check_letters(recipe: Recipe, config: RunConfig) -> None:
+    """Refuse missing and idle teachers before anything is loaded."""
+    for node in recipe.nodes:
+        if not node.is_student and node.model not in config.teachers:
+            raise RecipeError(
+                f"recipe {recipe.name}, term {recipe.providers(node)} needs node {node}, but no teacher "
+                f"'{node.model}' is given. Add teachers.{node.model}=MODEL, or choose another recipe."
+            )
+    for letter in config.teachers:
+        if letter not in recipe.teachers:
+            raise ConfigError(
+                f"teachers.{letter} is given, but recipe {recipe.name} uses "
+                f"{'only ' + ', '.join(recipe.teachers) if recipe.teachers else 'no teacher'}. "
+                "Remove it, or choose a recipe that uses it."
+            )
+
+
+def _check_nodes(recipe: Recipe, student: DualEncoder, teachers: list[LiveTeacher]) -> None:
+    given = {f"{STUDENT}{side}" for side in student.sides} | {node for t in teachers for node in t.nodes}
+    for node in recipe.nodes:
+        if str(node) not in given:
+            raise RecipeError(
+                f"recipe {recipe.name}, term {recipe.providers(node)} needs node {node}, which nobody provides "
+                f"(provided: {', '.join(sorted(given))}). Drop the term, or provide the node."
+            )
+
+
+def _sides(recipe: Recipe, letter: str) -> str:
+    """The towers of model ``letter`` that a recipe asks for: ``"IT"``, ``"I"`` or ``"T"``."""
+    return "".join(side for side in "IT" if any((n.model, n.side) == (letter, side) for n in recipe.nodes))
+
+
+def _student(config: RunConfig, source: Source, first_teacher: HuggingFaceEncoder | None) -> DualEncoder:
+    """Build the student: its tokenizer, joint width and normalisation are the first teacher's where it names none."""
+    spec, teacher = config.student, first_teacher
+    tokenizer = choose_tokenizer(spec, teacher and teacher.tokenizer, _captions(source))
+    width = teacher.width if teacher else None
+    return build(spec, tokenizer, width, config.seed, teacher.transform if teacher else None)
+
+
+def _captions(source: Source) -> Iterator[str]:
+    told = 0
+    for index in range(len(source)):
+        for caption in source[index].captions:
+            yield caption
+            told += 1
+            if told >= MAX_VOCABULARY_CAPTIONS:
+                return
