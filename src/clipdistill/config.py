@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from clipdistill.errors import ConfigError, did_you_mean
 from clipdistill.models.students import StudentSpec
@@ -63,7 +63,7 @@ class Duration:
         return f"{self.amount:g}{'%' if self.unit == '%' else f' {self.unit}s'}"
 
 
-Length = Annotated[Duration, BeforeValidator(Duration.parse)]
+Length = Annotated[Duration, BeforeValidator(Duration.parse), PlainSerializer(str)]
 
 
 def _duration(text: str) -> Any:
@@ -271,4 +271,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, (Duration, Path)) else value
+    return value

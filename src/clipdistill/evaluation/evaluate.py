@@ -16,6 +16,7 @@ from torch import Tensor
 from clipdistill.data import captions as scene_captions
 from clipdistill.data.batches import Batches, Inlet, in_turn, load
 from clipdistill.data.samples import Sample, Source
+from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
 from clipdistill.evaluation import retrieval, zeroshot
 from clipdistill.models.encoder import DualEncoder, Inputs
@@ -37,6 +38,22 @@ class Tasks:
     retrieval: Source | None = None
     image_retrieval: Source | None = None
     zeroshot: Source | None = None
+
+    @classmethod
+    def open(
+        cls,
+        data: str | None = None,
+        retrieval: str | None = None,
+        image_retrieval: str | None = None,
+        zeroshot: str | None = None,
+    ) -> Tasks:
+        """Open the data of each task by URI; ``data`` serves every task it affords that has no URI of its own."""
+        general = cls.afforded(pairs(data)) if data else cls()
+        return cls(
+            pairs(retrieval) if retrieval else general.retrieval,
+            pairs(image_retrieval) if image_retrieval else general.image_retrieval,
+            pairs(zeroshot) if zeroshot else general.zeroshot,
+        )
 
     @classmethod
     def afforded(cls, source: Source) -> Tasks:

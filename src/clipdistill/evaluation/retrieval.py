@@ -33,8 +33,8 @@ def text_image(
     """
     owner = np.asarray(owner, np.intp)
     _check(len(images), len(texts), owner, groups, captions)
-    pictures_of = _pictures_of(owner, groups, captions)
-    texts_of = _transposed(pictures_of, len(images))
+    pictures_of = pictures_of_texts(owner, groups, captions)
+    texts_of = texts_of_pictures(pictures_of, len(images))
     found = {
         "text_to_image": recall_at((texts, images), pictures_of, KS),
         "image_to_text": recall_at((images, texts), texts_of, KS),
@@ -52,9 +52,7 @@ def image_image(images: Rows, keys: Sequence[str | None]) -> dict[str, float]:
     """
     if len(keys) != len(images):
         raise DataError(f"there are {len(images)} pictures but {len(keys)} keys; give one each, or None.")
-    members = _members(keys)
-    nobody = np.empty(0, np.intp)
-    positives = [nobody if key is None else members[key] for key in keys]
+    positives = matches(keys)
     left_out = {"image_to_image_left_out": float(sum(len(own) < 2 for own in positives))}
     if left_out["image_to_image_left_out"] == len(images):
         return left_out
@@ -66,6 +64,48 @@ def image_image(images: Rows, keys: Sequence[str | None]) -> dict[str, float]:
         "image_to_image_mAP": precision,
         **left_out,
     }
+
+
+def pictures_of_texts(
+    owner: Sequence[int] | Indices,
+    groups: Sequence[str | None] | None = None,
+    captions: Sequence[str] | None = None,
+) -> list[NDArray[np.intp]]:
+    """Return the positives of each caption, ``[M]`` arrays of picture indices, by the rule of :func:`text_image`.
+
+    Captions with the same positives share an array.
+    """
+    folded = [" ".join(text.lower().split()) for text in captions or ()]
+    grouped = _members(groups or ())
+    told: dict[str, set[int]] = defaultdict(set)
+    for text, picture in zip(folded, owner, strict=False):
+        told[text].add(int(picture))
+    known: dict[Hashable, NDArray[np.intp]] = {}
+
+    def positives(number: int, picture: int) -> NDArray[np.intp]:
+        group = None if groups is None else groups[picture]
+        text = folded[number] if folded else None
+        key = (text, group, picture if text is None and group is None else None)
+        if key not in known:
+            same = {picture} | (told[text] if text is not None else set())
+            known[key] = np.array(sorted(same.union(grouped.get(group, ()))), np.intp)
+        return known[key]
+
+    return [positives(number, int(picture)) for number, picture in enumerate(owner)]
+
+
+def texts_of_pictures(pictures_of: list[NDArray[np.intp]], size: int) -> list[NDArray[np.intp]]:
+    """Turn the pictures of each text into the texts of each of ``size`` pictures."""
+    texts = np.repeat(np.arange(len(pictures_of)), [len(own) for own in pictures_of])
+    pictures = np.concatenate([*pictures_of, np.empty(0, np.intp)])
+    order = np.argsort(pictures, kind="stable")
+    return np.split(texts[order], np.searchsorted(pictures[order], np.arange(1, size)))
+
+
+def matches(keys: Sequence[str | None]) -> list[NDArray[np.intp]]:
+    """Return for each picture all pictures of its key, itself among them; none for a picture without a key."""
+    members = _members(keys)
+    return [members.get(key, np.empty(0, np.intp)) for key in keys]
 
 
 def _check(
@@ -86,29 +126,6 @@ def _check(
         raise DataError(f"owners go from {owner.min()} to {owner.max()}, but there are only {images} pictures.")
 
 
-def _pictures_of(
-    owner: Indices, groups: Sequence[str | None] | None, captions: Sequence[str] | None
-) -> list[NDArray[np.intp]]:
-    """The positives of each caption, ``[M]`` arrays of picture indices; captions with the same ones share an array."""
-    folded = [" ".join(text.lower().split()) for text in captions or ()]
-    grouped = _members(groups or ())
-    told: dict[str, set[int]] = defaultdict(set)
-    for text, picture in zip(folded, owner, strict=False):
-        told[text].add(int(picture))
-    known: dict[Hashable, NDArray[np.intp]] = {}
-
-    def positives(number: int, picture: int) -> NDArray[np.intp]:
-        group = None if groups is None else groups[picture]
-        text = folded[number] if folded else None
-        key = (text, group, picture if text is None and group is None else None)
-        if key not in known:
-            same = {picture} | (told[text] if text is not None else set())
-            known[key] = np.array(sorted(same.union(grouped.get(group, ()))), np.intp)
-        return known[key]
-
-    return [positives(number, int(picture)) for number, picture in enumerate(owner)]
-
-
 def _members(keys: Iterable[str | None]) -> dict[str | None, NDArray[np.intp]]:
     """The positions of each key; nothing for None."""
     members: dict[str | None, list[int]] = defaultdict(list)
@@ -116,11 +133,3 @@ def _members(keys: Iterable[str | None]) -> dict[str | None, NDArray[np.intp]]:
         if key is not None:
             members[key].append(position)
     return {key: np.array(positions, np.intp) for key, positions in members.items()}
-
-
-def _transposed(positives: list[NDArray[np.intp]], size: int) -> list[NDArray[np.intp]]:
-    """From the pictures of each text to the texts of each picture."""
-    texts = np.repeat(np.arange(len(positives)), [len(own) for own in positives])
-    pictures = np.concatenate([*positives, np.empty(0, np.intp)])
-    order = np.argsort(pictures, kind="stable")
-    return np.split(texts[order], np.searchsorted(pictures[order], np.arange(1, size)))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from clipdistill.config import RunConfig, make_run
-from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError
 from clipdistill.evaluation.evaluate import Tasks
 from clipdistill.evidence.finish import report_on
@@ -31,7 +30,7 @@ _OPTIMISER: dict[str, Any] = {
     "batch_size": 128,
     "checkpoint_every": "50%",
 }
-_TEACHER_STEPS, _STUDENT_STEPS = 1600, 350
+_TEACHER_STEPS, _STUDENT_STEPS = 600, 350
 
 
 def run(out: Path) -> Path:
@@ -47,7 +46,7 @@ def run(out: Path) -> Path:
         console.print(f"\n{number}/3 {name}: recipe {config.recipe} on {config.data}", markup=False)
         distill(config)
     console.print("\nevaluating")
-    tasks = Tasks(pairs("scenes:test"), pairs("scenes:test?n=500&copies=2"), pairs("scenes:zeroshot"))
+    tasks = Tasks.open(None, "scenes:test", "scenes:test?n=500&copies=2", "scenes:zeroshot")
     models = {name: config.out for name, config in _runs(out).items()}
     evaluations, report = report_on(models, tasks, out, "clipdistill demo: what distillation keeps")
     console.print(table(evaluations))

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from clipdistill.config import RunConfig
-from clipdistill.data.samples import Source
-from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError
 from clipdistill.evaluation.evaluate import Evaluation, Tasks, evaluate
 from clipdistill.evidence.report import write_report
@@ -23,7 +21,7 @@ def evaluate_run(config: RunConfig) -> Path | None:
     Returns the report written into the run folder, or None if the configuration names no data to evaluate on.
     """
     wanted = config.evaluate
-    tasks = open_tasks(None, wanted.retrieval, wanted.image_retrieval, wanted.zeroshot)
+    tasks = Tasks.open(None, wanted.retrieval, wanted.image_retrieval, wanted.zeroshot)
     if tasks == Tasks():
         return None
     out = Path(config.out)
@@ -41,7 +39,7 @@ def compare_models(
     out: Path | None,
 ) -> list[Evaluation]:
     """Evaluate models by URI or run folder; with ``out``, write the report there."""
-    tasks = open_tasks(data, retrieval, image_retrieval, zeroshot)
+    tasks = Tasks.open(data, retrieval, image_retrieval, zeroshot)
     if tasks == Tasks():
         raise ConfigError("name data to evaluate on: --data URI, or --retrieval, --image-retrieval, --zeroshot.")
     named = dict(zip(_names(uris), uris, strict=True))
@@ -60,20 +58,6 @@ def report_on(models: Mapping[str, str], tasks: Tasks, out: Path, title: str) ->
     for name, uri in models.items():
         facts |= {f"{name}: {key}": value for key, value in _facts(Path(uri)).items()}
     return evaluations, write_report(evaluations, out, title, curves, facts)
-
-
-def open_tasks(data: str | None, retrieval: str | None, image_retrieval: str | None, zeroshot: str | None) -> Tasks:
-    """Open the data of each task; ``data`` serves every task it affords that has no data of its own."""
-    general = Tasks.afforded(pairs(data)) if data else Tasks()
-
-    def choose(own: str | None, otherwise: Source | None) -> Source | None:
-        return pairs(own) if own else otherwise
-
-    return Tasks(
-        choose(retrieval, general.retrieval),
-        choose(image_retrieval, general.image_retrieval),
-        choose(zeroshot, general.zeroshot),
-    )
 
 
 def model_uri(uri: str) -> str:

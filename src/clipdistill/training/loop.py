@@ -18,7 +18,8 @@ from torch import Tensor
 from clipdistill.algebra.graph import MAX_SCALE, Losses
 from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch, load
-from clipdistill.errors import DataError, TrainingError
+from clipdistill.errors import ConfigError, DataError, TrainingError
+from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.progress import console, progress
 from clipdistill.training import checkpoint, run_folder
 from clipdistill.training.preflight import preflight, raise_unless_finite
@@ -102,6 +103,7 @@ def _train(setup: Setup, folder: Path, state: State, stop: list[bool]) -> None:
     train, plan = setup.config.train, setup.plan
     log, log_every = Log(folder / run_folder.LOG), max(1, train.log_every.steps(plan))
     save_every = max(1, train.checkpoint_every.steps(plan))
+    tasks, every = _evaluation(setup)
     stream = _stream(setup, state.step)
     started, first = time.monotonic(), state.step
     with progress("training", plan.steps, "steps", done=state.step) as advance:
@@ -113,6 +115,8 @@ def _train(setup: Setup, folder: Path, state: State, stop: list[bool]) -> None:
                 rate = (state.step - first) * plan.batch_size / (time.monotonic() - started)
                 log.write(_entry(setup, state.step, losses, norm, rate))
             advance(state.step, f"loss {float(losses.total.detach()):.4f}")
+            if every and state.step % every == 0:
+                log.write({"step": state.step, "metrics": _metrics(setup, tasks)})
             if state.step % save_every == 0 or last or stop[0]:
                 _save(setup, folder, state)
             if stop[0] and not last:
@@ -143,6 +147,25 @@ def _step(setup: Setup, state: State, stream: Iterator[Batch], folder: Path) -> 
     if state.ema is not None and train.ema is not None:
         _average(state.ema, setup.student.module, min(train.ema, (1 + state.step) / (10 + state.step)))
     return losses, norm
+
+
+def _evaluation(setup: Setup) -> tuple[Tasks, int]:
+    """What the student is tried on while it trains, and every how many steps (0: never)."""
+    wanted = setup.config.evaluate
+    if wanted.every is None:
+        return Tasks(), 0
+    tasks = Tasks.open(None, wanted.retrieval, wanted.image_retrieval, wanted.zeroshot)
+    if tasks == Tasks():
+        raise ConfigError("evaluate.every is given, but no data: add evaluate.retrieval=URI, for instance.")
+    return tasks, max(1, wanted.every.steps(setup.plan))
+
+
+def _metrics(setup: Setup, tasks: Tasks) -> dict[str, float]:
+    """Evaluate the student as it stands, in percent, and go on training."""
+    with torch.random.fork_rng(devices=[]):
+        (found,) = evaluate({"student": setup.student}, tasks, setup.config.train.workers)
+    setup.student.module.train()
+    return found.metrics
 
 
 def _stream(setup: Setup, step: int) -> Iterator[Batch]:

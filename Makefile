@@ -1,0 +1,37 @@
+# Two commands set everything up on a machine that has Python 3.11 and git: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= demo
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types bench docs clean
+
+demo: $(STAMP)
+	$(BIN)/clipdistill demo --out $(DEMO_OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/clipdistill bench
+
+docs: $(STAMP)
+	$(BIN)/python -m pytest tests/docs
+
+clean:
+	rm -rf $(VENV) demo
+
+# torch goes first and by exact version: a range would fetch a build with gigabytes of GPU libraries.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	touch $@

@@ -1,0 +1,45 @@
+"""The table for the terminal: metrics as rows, models as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from clipdistill.evidence.report.comparison import Row, change, has_trio, points, rows, share, sizes
+
+if TYPE_CHECKING:
+    from clipdistill.evaluation.evaluate import Evaluation
+
+
+def table(evaluations: Sequence[Evaluation]) -> Table:
+    """Return the models side by side for the terminal; the best student's values are bold.
+
+    With models named teacher, baseline and distilled, two columns say what distillation gained in points, and which
+    share of the gap between baseline and teacher that is; otherwise differences are to the first model.
+    """
+    trio = has_trio(evaluations)
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    result.add_column("")
+    for header in [*(found.name for found in evaluations), *(("gain", "gap closed") if trio else ())]:
+        result.add_column(Text(header), justify="right", overflow="fold")
+    for size in sizes(evaluations):
+        result.add_row(size.label, *map(_plain, size.texts))
+    result.add_section()
+    for row in rows(evaluations):
+        extra = (_plain(change(row.gain)), _plain(share(row.closed))) if trio else ()
+        result.add_row(f"{row.group}, {row.label}", *_cells(row), *extra)
+    return result
+
+
+def _cells(row: Row) -> list[Text]:
+    cells = []
+    for value, difference, best in zip(row.values, row.changes, row.best, strict=True):
+        cell = Text(points(value), style="bold" if best else "")
+        cells.append(
+            cell.append(f"  {change(difference):>5}", style="dim not bold") if difference is not None else cell
+        )
+    return cells

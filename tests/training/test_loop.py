@@ -1,0 +1,249 @@
+"""The main job, whole: it learns, resumes to the bit, stops kindly, and never leaves half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPModel
+
+from clipdistill.algebra.recipe import available
+from clipdistill.errors import ClipdistillError, ConfigError, DataError, RecipeError, TrainingError
+from clipdistill.training import checkpoint
+from clipdistill.training.loop import distill
+from clipdistill.training.setup import Setup, prepare
+from tiny_runs import TINY, tiny_run
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    """The log without the one figure that depends on the clock."""
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key != "samples_per_second"} for entry in entries]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "student" / "model.safetensors")
+
+
+def same_weights(left: Path, right: Path) -> bool:
+    a, b = weights(left), weights(right)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", sorted(available()))
+def test_every_recipe_trains_a_student_of_another_width(name: str, tmp_path: Path, teacher: Path) -> None:
+    needs_teacher = name not in ("clip", "siglip")
+    run = tiny_run(tmp_path / "run", recipe=name, teachers={"T": str(teacher)} if needs_teacher else {})
+    result = distill(run)
+    entries = log_of(result.folder)
+    assert [entry["step"] for entry in entries] == list(range(1, 9))
+    assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in entries)
+    assert (result.student / "clipdistill.json").is_file()
+
+
+def test_the_loss_falls_and_the_folder_says_what_the_run_was(tmp_path: Path, teacher: Path) -> None:
+    out = tmp_path / "run"
+    distill(tiny_run(out, recipe="feature", teachers={"T": str(teacher)}, train={"steps": 40, "lr": 1e-2}))
+    entries = log_of(out)
+    assert entries[-1]["loss"] < 0.5 * entries[0]["loss"]
+    record = json.loads((out / "run.json").read_text())
+    assert record["teachers"]["T"]["fingerprint"]
+    assert record["data"]["fingerprint"]
+    assert record["packages"]["torch"] == torch.__version__
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["steps"] == 40
+    assert len(list((out / "checkpoints").glob("step-*"))) == 2
+
+
+def test_the_student_opens_without_our_package(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    distill(tiny_run(out))
+    model = CLIPModel.from_pretrained(out / "student")
+    tokens = AutoTokenizer.from_pretrained(out / "student")(["a red circle"], return_tensors="pt")
+    assert model.get_text_features(**tokens).pooler_output.shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"optimizer": "adamw"},
+        {"optimizer": "muon", "ema": 0.9, "workers": 1},
+        {"accumulate": 2, "schedule": "constant-linear"},
+        {"precision": "bfloat16"},
+    ],
+    ids=lambda train: "-".join(map(str, train.values())),
+)
+def test_resuming_gives_the_same_numbers_to_the_bit(train: dict[str, Any], tmp_path: Path, teacher: Path) -> None:
+    options: dict[str, Any] = {"recipe": "clip-kd", "teachers": {"T": str(teacher)}, "train": train}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    distill(tiny_run(whole, **options))
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at_step(patch, 5 * train.get("accumulate", 1))
+        with pytest.raises(RuntimeError, match="power cut"):
+            distill(tiny_run(broken, **options))
+    assert checkpoint.newest(broken / "checkpoints") == broken / "checkpoints" / "step-00000003"
+    distill(tiny_run(broken, **options), resume=True)
+    assert log_of(broken) == log_of(whole)
+    assert same_weights(whole, broken)
+
+
+def fail_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Break the forward pass after that many (the preflight runs one before)."""
+    calls = [0]
+    losses = Setup.losses
+
+    def failing(self: Setup, batch: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == step + 1:
+            raise RuntimeError("power cut")
+        return losses(self, batch)
+
+    patch.setattr(Setup, "losses", failing)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    distill(tiny_run(whole))
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at_step(patch, 7)
+        with pytest.raises(RuntimeError):
+            distill(tiny_run(broken))
+    newest = broken / "checkpoints" / "step-00000006" / "student.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    distill(tiny_run(broken), resume=True)
+    assert same_weights(whole, broken)
+
+
+def start(out: Path, *words: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own, on a run long enough to be interrupted."""
+    arguments = [
+        "distill",
+        "recipe=clip",
+        "data=scenes:train?n=64",
+        *(f"student.{key}={value}" for key, value in TINY.items()),
+        "train.steps=60",
+        "train.batch_size=16",
+        "train.checkpoint_every=5",
+        "train.log_every=1",
+        "train.precision=float32",
+        f"out={out}",
+        *words,
+    ]
+    command = [sys.executable, "-m", "clipdistill", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
+    while checkpoint.newest(out / "checkpoints") is None:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+
+
+def finished(out: Path, *words: str) -> str:
+    process = start(out, *words)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def test_kill_minus_nine_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finished(whole)
+    process = start(killed)
+    wait_for_checkpoint(process, killed)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "student").exists()
+    finished(killed, "--resume")
+    assert log_of(killed) == log_of(whole)
+    assert same_weights(whole, killed)
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out, "train.steps=2000", "train.checkpoint_every=2000")
+    while not (out / "log.jsonl").is_file() or (out / "log.jsonl").read_text().count("\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert checkpoint.newest(out / "checkpoints") is not None
+
+
+def test_a_loss_that_is_not_finite_names_its_term(tmp_path: Path) -> None:
+    recipe = [{"contrast": "SI-ST", "name": "task"}, {"contrast": "SI>ST", "scale": 3e38, "name": "hot"}]
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"not finite at step 0: term hot \(task = "):
+        distill(tiny_run(out, recipe=recipe))
+    assert not out.exists()
+
+
+def test_an_output_folder_in_use_is_refused_untouched(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    distill(tiny_run(out))
+    before = sorted(out.rglob("*"))
+    with pytest.raises(ConfigError, match=r"is not empty. Add --resume"):
+        distill(tiny_run(out))
+    assert sorted(out.rglob("*")) == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"is not empty. Name another folder"):
+        distill(tiny_run(tmp_path / "other"))
+
+
+def test_resume_refuses_other_settings_and_lists_them(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(ConfigError, match="there is no run in"):
+        distill(tiny_run(out), resume=True)
+    distill(tiny_run(out))
+    with pytest.raises(ConfigError, match=r"seed: was 0, now 1; train.lr: was 0.001, now 0.1"):
+        distill(tiny_run(out, seed=1, train={"lr": 0.1}), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"recipe": "clip-kt"}, RecipeError, "Did you mean 'clip-kd'"),
+        ({"recipe": "clip-kd"}, RecipeError, r"term crd .* needs node TI, but no teacher 'T' is given"),
+        ({"teachers": {"T": "x"}}, ConfigError, "recipe clip uses no teacher"),
+        ({"recipe": [{"contrast": "SI>ST@syn"}]}, RecipeError, "needs node ST@syn, which nobody provides"),
+        ({"recipe": "clip-kd", "teachers": {"T": "/no/such/folder"}}, ClipdistillError, "/no/such/folder"),
+        ({"data": "/no/such/data"}, DataError, "/no/such/data"),
+        ({"data": "scenes:train?n=8"}, ConfigError, "one step takes 16 samples"),
+        ({"train": {"device": "abacus"}}, ConfigError, "train.device=abacus"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_error_and_nothing_is_written(
+    changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(error, match=message):
+        distill(tiny_run(out, **changes))
+    assert not out.exists()
+
+
+def test_the_preflight_leaves_no_trace(tmp_path: Path) -> None:
+    """Training with and without a preflight before it gives the same weights."""
+    from clipdistill.training.preflight import preflight
+
+    setup = prepare(tiny_run(tmp_path / "run"))
+    before = {name: value.clone() for name, value in setup.student.module.state_dict().items()}
+    random = torch.get_rng_state()
+    findings = preflight(setup, tmp_path / "run")
+    assert all(torch.equal(before[name], value) for name, value in setup.student.module.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in setup.optimiser.parameters)
+    assert "estimated time" in findings.facts
+    assert not (tmp_path / "run").exists()
