@@ -117,7 +117,9 @@ def evaluate(
 
         from clipdistill.evidence.report import table
 
-        Console().print(table(evaluations))
+        results = Console()
+        # Written to a file, a table needs no particular width; on a terminal it has the terminal's.
+        Console(width=None if results.is_terminal else 160).print(table(evaluations))
 
 
 @data_app.command()

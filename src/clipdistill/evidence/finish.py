@@ -71,7 +71,8 @@ def _names(uris: Sequence[str]) -> list[str]:
     names: list[str] = []
     for uri in uris:
         path = Path(uri.rstrip("/"))
-        name = path.parent.name if path.name == STUDENT and path.parent.name else path.name
+        inside_run = path.name == STUDENT and (path.parent / RECORD).is_file()
+        name = path.parent.name if inside_run else path.name
         taken = names.count(name)
         names.append(f"{name} {taken + 1}" if taken else name)
     return names

@@ -38,8 +38,13 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
 def _cells(row: Row) -> list[Text]:
     cells = []
     for value, difference, best in zip(row.values, row.changes, row.best, strict=True):
-        cell = Text(points(value), style="bold" if best else "")
-        cells.append(
-            cell.append(f"  {change(difference):>5}", style="dim not bold") if difference is not None else cell
-        )
+        cell = Text(_plain(points(value)), style="bold" if best else "")
+        if difference is not None:
+            cell.append(f"  {_plain(change(difference)):>5}", style="dim not bold")
+        cells.append(cell)
     return cells
+
+
+def _plain(text: str) -> str:
+    """Write signs and dashes with the hyphen that every terminal and encoding has."""
+    return text.translate({ord("\N{MINUS SIGN}"): "-", ord("–"): "-", ord("\N{NO-BREAK SPACE}"): " "})

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from clipdistill.errors import DataError
 from clipdistill.evidence.report.page import Curves, page
 from clipdistill.evidence.report.results import as_dict, clip_benchmark, plain
-from clipdistill.training.run_folder import write_text
 
 if TYPE_CHECKING:
     from clipdistill.evaluation.evaluate import Evaluation
@@ -52,4 +51,6 @@ def _json(content: Mapping[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write UTF-8; the odd byte of a file name that is none becomes a question mark."""
+    from clipdistill.training.run_folder import write_text  # brings torch, which the table does without
+
     write_text(path, text.encode("utf-8", "replace").decode("utf-8"))
