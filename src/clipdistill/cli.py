@@ -122,6 +122,17 @@ def evaluate(
         Console(width=None if results.is_terminal else 160).print(table(evaluations))
 
 
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to run; all without a name.")] = None,
+) -> None:
+    """Measure the program's claims about speed on this machine, as ratios of two ways timed in turn."""
+    from clipdistill.bench.suite import run
+
+    for verdict in run(names or []):
+        print(verdict)
+
+
 @data_app.command()
 def check(
     uri: Annotated[str, typer.Argument(help="A folder, a CSV, TSV, JSONL or parquet file, or scenes:...")],

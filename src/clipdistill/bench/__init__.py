@@ -1,0 +1,1 @@
+"""What is measured: one file per claim, always as a ratio of two ways timed in turn in one run."""

@@ -30,7 +30,7 @@ _OPTIMISER: dict[str, Any] = {
     "batch_size": 128,
     "checkpoint_every": "50%",
 }
-_TEACHER_STEPS, _STUDENT_STEPS = 500, 350
+_TEACHER_STEPS, _STUDENT_STEPS = 420, 350
 
 
 def run(out: Path) -> Path:

@@ -1,0 +1,105 @@
+"""The README and the docs are run: every command on real files, every Python block in order, every link."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipdistill.cli import main
+from clipdistill.data.sources import pairs
+from tiny_runs import TINY
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: What makes the documented runs small enough for a test.
+SMALL = [*(f"student.{key}={value}" for key, value in TINY.items() if key != "vocab_size"), "train.workers=0"]
+SMALL += ["student.image_size=48", "train.epochs=1", "train.batch_size=8", "student.tokenizer=auto"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def pictures(folder: Path, uri: str) -> None:
+    folder.mkdir(parents=True)
+    source = pairs(uri)
+    lines = []
+    for index in range(len(source)):
+        sample = source[index]
+        assert isinstance(sample.image, np.ndarray)
+        Image.fromarray(sample.image).save(folder / f"{index}.png")
+        lines.append(json.dumps({"file_name": f"{index}.png", "text": sample.captions[0]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder as the docs assume it: photos, a teacher, and the files whose names head the YAML blocks."""
+    desk = tmp_path_factory.mktemp("desk")
+    pictures(desk / "photos" / "train", "scenes:train?n=24")
+    pictures(desk / "photos" / "test", "scenes:test?n=16")
+    words = [f"data={desk}/photos/train", *SMALL, "student.vocab_size=520", f"out={desk}/made"]
+    assert main(["distill", "recipe=clip", *words]) == 0
+    (desk / "models").mkdir()
+    (desk / "made" / "student").rename(desk / "models" / "teacher")
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            name = re.match(r"# ([\w/.-]+\.yaml)", block)
+            if name:
+                (desk / name[1]).parent.mkdir(exist_ok=True)
+                (desk / name[1]).write_text(block)
+    return desk
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_runs(
+    page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(desk)
+    for line in "".join(blocks(page, "bash")).splitlines():
+        program, *words = shlex.split(line)
+        assert program == "clipdistill"
+        extra = SMALL if words[0] == "distill" else []
+        resume = ["--resume"] if "--resume" in words else []
+        words = [word for word in words if word != "--resume"]
+        assert main([*words, *extra, *resume]) == 0, f"{line}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_every_python_block_runs(page: Path, tmp_path: Path) -> None:
+    program = "\n".join(blocks(page, "python"))
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+
+
+def test_every_run_key_is_documented() -> None:
+    from clipdistill.config import AugmentConfig, EvaluateConfig, RunConfig, TrainConfig
+    from clipdistill.models.students import StudentSpec
+
+    text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    for model in (RunConfig, TrainConfig, AugmentConfig, EvaluateConfig, StudentSpec):
+        for key in model.model_fields:
+            assert re.search(rf"\b{key}\b", text), f"{model.__name__}.{key} is not in docs/runs.md"
+
+
+def test_every_recipe_is_documented() -> None:
+    from clipdistill.algebra.recipe import available
+
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in available())
