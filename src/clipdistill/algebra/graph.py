@@ -95,7 +95,7 @@ class InteractionGraph(nn.Module):
         self,
         embeddings: Mapping[str, Tensor] | Mapping[Node, Tensor],
         scales: Mapping[str, float | Tensor],
-        positives: Int[Tensor, B] | Int[Tensor, "B K"] | None = None,
+        positives: Int[Tensor, "B"] | Int[Tensor, "B K"] | None = None,
         biases: Mapping[str, Tensor] | None = None,
     ) -> Losses:
         """Compute every term.
@@ -195,7 +195,7 @@ class InteractionGraph(nn.Module):
 
 
 def positive_pairs(
-    groups: Int[Tensor, B] | Int[Tensor, "B K"] | None, like: Float[Tensor, "B D"]
+    groups: Int[Tensor, "keys"] | Int[Tensor, "keys K"] | None, like: Float[Tensor, "B D"]
 ) -> Bool[Tensor, "B B"]:
     """Which rows are positives of which: the diagonal, and rows that agree in any column of ``groups``."""
     same = torch.eye(len(like), dtype=torch.bool, device=like.device)

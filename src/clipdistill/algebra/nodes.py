@@ -60,7 +60,7 @@ class Arrow:
         return f"{self.anchor}>{self.other}"
 
 
-def parse_arrows(text: str) -> tuple[Arrow, ...]:
+def parse_arrows(text: object) -> tuple[Arrow, ...]:
     """Read ``"SI>TT, ST>TI"`` or ``"SI-ST"`` (both directions) into arrows, in the order written.
 
     Raises:
