@@ -155,10 +155,10 @@ def test_new_scales_learn_and_stay_below_a_hundred() -> None:
         Recipe.load([{"contrast": "SI>TT", "scale": {"new": 14.3}, "name": "icl"}]), {"S": 8, "T": 8}
     )
     graph(rows(7), SCALES).total.backward()
-    assert graph.log_scales["icl"].grad is not None
-    graph.log_scales["icl"].data.fill_(9.0)
+    assert graph.scales["icl"].grad is not None
+    graph.scales["icl"].data.fill_(9.0)
     graph.clamp_()
-    assert float(graph.log_scales["icl"].detach().exp()) == pytest.approx(100.0)
+    assert float(graph.scales["icl"].detach().exp()) == pytest.approx(100.0)
 
 
 @pytest.mark.parametrize("name", sorted(available()))
@@ -206,3 +206,74 @@ def test_bad_shapes_and_missing_scales_are_named() -> None:
 def test_two_teachers_of_different_width_cannot_be_paired() -> None:
     with pytest.raises(RecipeError, match="only a student node can be adapted"):
         InteractionGraph(Recipe.load([{"contrast": "TI>UI"}]), {"T": 8, "U": 12})
+
+
+def test_closed_form_gradients_are_those_of_autograd() -> None:
+    from clipdistill.algebra.objectives import contrast_gradients, infonce
+
+    generator = torch.Generator().manual_seed(9)
+    a, b = (torch.randn(5, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    positives = torch.eye(5, dtype=torch.bool)
+    positives[0, 1] = positives[1, 0] = True
+    infonce(7.0 * a @ b.T, positives).backward()
+    found = contrast_gradients(a.detach(), b.detach(), 7.0, positives)
+    assert a.grad is not None
+    assert b.grad is not None
+    assert torch.allclose(found[0], a.grad)
+    assert torch.allclose(found[1], b.grad)
+
+
+def test_gradients_of_unequal_widths_meet_at_the_teachers() -> None:
+    graph = InteractionGraph(Recipe.load([{"gradient": "SI-ST", "like": "TI-TT"}]), {"S": 8, "T": 12}).double()
+    assert set(graph.adapters) == {"SI_to_12", "ST_to_12"}
+    wide = {node: torch.randn(6, 12, dtype=torch.float64) for node in ("TI", "TT")}
+    graph(rows(10) | wide, SCALES).total.backward()
+    assert all(layer.weight.grad is not None for layer in graph.adapters.values())
+
+
+def test_a_fused_node_is_a_linear_map_of_both_rows() -> None:
+    embeddings = rows(11) | {
+        "TI": torch.randn(6, 12, dtype=torch.float64),
+        "TT": torch.randn(6, 12, dtype=torch.float64),
+    }
+    graph = InteractionGraph(Recipe.load([{"contrast": "SI+TI>ST+TT", "scale": 5}]), {"S": 8, "T": 12}).double()
+    assert not graph.adapters
+    fused = []
+    for key in ("SI+TI", "ST+TT"):
+        layer = graph.fusions[key]
+        student, teacher = key.split("+")
+        joined = np.concatenate([unit(embeddings[student]), unit(embeddings[teacher])], axis=1)
+        fused.append(unit(torch.from_numpy(joined @ layer.weight.detach().numpy().T + layer.bias.detach().numpy())))
+    expected = naive_contrast(fused[0], fused[1], 5.0, [{i} for i in range(6)])
+    assert float(graph(embeddings, SCALES).total.detach()) == pytest.approx(expected)
+
+
+def test_a_measured_weight_makes_the_gradient_a_share_of_the_others_and_then_stays() -> None:
+    terms = [
+        {"contrast": "SI-ST", "weight": 2, "name": "task"},
+        {"gradient": "SI-ST", "like": "TI-TT", "weight": {"grad_norm": 0.1}, "name": "gd"},
+    ]
+    graph = InteractionGraph(Recipe.load(terms), {"S": 8, "T": 8}).double()
+    embeddings = {node: matrix.requires_grad_(node[0] == "S") for node, matrix in rows(12).items()}
+    losses = graph(embeddings, SCALES)
+    weight = float(graph.measured[0])
+    assert float(losses.total.detach()) == pytest.approx(
+        2 * float(losses.terms["task"].detach()) + weight * float(losses.terms["gd"].detach())
+    )
+    # With unit rows as inputs the normalisation is the identity in the tangent, so norms compare directly.
+    leaves = {node: torch.from_numpy(unit(matrix)).requires_grad_() for node, matrix in embeddings.items()}
+    again = graph(leaves, SCALES)
+    norms = {}
+    for name in ("task", "gd"):
+        gradients = torch.autograd.grad(again.terms[name], [leaves["SI"], leaves["ST"]], retain_graph=True)
+        norms[name] = float(torch.cat([g.flatten() for g in gradients]).norm())
+    assert 0.02 < weight * norms["gd"] / (2 * norms["task"]) < 0.5
+    assert float(graph.measured[0]) == weight
+    restored = InteractionGraph(Recipe.load(terms), {"S": 8, "T": 8})
+    restored.load_state_dict(graph.state_dict())
+    assert float(restored.measured[0]) == weight
+
+
+def test_a_recipe_of_measured_weights_alone_is_refused() -> None:
+    with pytest.raises(RecipeError, match="a share of the others; give one a number"):
+        InteractionGraph(Recipe.load([{"contrast": "SI-ST", "weight": {"grad_norm": 1}}]), {"S": 8})

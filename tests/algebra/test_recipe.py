@@ -13,7 +13,7 @@ from clipdistill.errors import RecipeError
 
 
 def test_node_spelling_round_trips() -> None:
-    for text in ("SI", "TT", "UI", "ST@syn", "TI@bank"):
+    for text in ("SI", "TT", "UI", "ST@syn", "TI@bank", "SI+TI", "SI@masked+TI"):
         assert str(Node.parse(text)) == text
     assert Node.parse("SI").is_student
     assert not Node.parse("TI").is_student
@@ -92,7 +92,10 @@ def test_defaults_follow_the_papers() -> None:
         ([{"feature": "SI>XX"}], "unknown node 'XX'"),
         ([{"relation": "SI-ST"}], "needs as many under 'like'"),
         ([{"relation": "SI-ST", "like": "TI>TT"}], "has 2 arrows"),
-        ([{"contrast": "SI-ST", "like": "TI-TT"}], "'like' belongs to relation"),
+        ([{"contrast": "SI-ST", "like": "TI-TT"}], "'like' belongs to relation and gradient, not to contrast"),
+        ([{"gradient": "SI-ST"}], "gradient SI-ST has 2 arrows and needs as many under 'like'"),
+        ([{"contrast": "SI-ST", "weight": {"grad_norm": "big"}}], "weight: expected a number"),
+        ([{"contrast": "SI-ST", "reference": 1}], "reference is true or false"),
         ([{"contrast": "SI-ST", "feature": "SI>TI"}], "exactly one verb"),
         ([{"contrast": "SI-ST", "weight": "big"}], "weight: expected a number"),
         ([{"contrast": "SI-ST", "weight": float("nan")}], "weight: expected a number"),

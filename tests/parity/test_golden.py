@@ -27,20 +27,24 @@ FD = [
     {"feature": "ST>TT", "metric": "mse", "weight": 2000},
 ]
 AFFINITY = {"relation": "SI-ST", "like": "TI-TT", "metric": "ce"}
+AFD = {"contrast": "SI+TI-ST+TT", "scale": {"raw": RAW_SCALE}, "name": "fusion"}
+GD = {"gradient": "SI-ST", "like": "TI-TT", "weight": 2e8, "reference": True}
 CASES: dict[str, list[dict[str, Any]]] = {
     "clipkd-task": [TASK],
     "clipkd-crd": [CRD],
     "clipkd-fd": FD,
-    "clipkd-icl": [{"contrast": "SI>TT, ST>TI", "scale": {"new": RAW_SCALE}, "name": "cross"}],
+    "clipkd-icl": [{"contrast": "SI>TT, ST>TI", "scale": {"raw": RAW_SCALE}, "name": "cross"}],
     "clipkd-crosskd": [
         {
             "relation": "SI>TT, ST>TI",
             "like": "TI-TT",
             "metric": "kl",
-            "scale": {"new": RAW_SCALE},
+            "scale": {"raw": RAW_SCALE},
             "name": "cross",
         }
     ],
+    "clipkd-afd": [AFD],
+    "clipkd-gd": [GD],
     "openclip-contrastive": [TASK],
     "openclip-distill": [AFFINITY],
     "tinyclip-affinity": [AFFINITY],
@@ -83,10 +87,16 @@ def evaluate(
     constants = {name: source[name].to(dtype) for name in ("TI", "TT", "TI2", "TT2")}
     recipe = Recipe.load(terms)
     graph = InteractionGraph(recipe, {"S": 16, "T": 16, "U": 16}).to(dtype)
-    for name, parameter in graph.log_scales.items():
+    for name, parameter in graph.scales.items():
         term = next(term for term in recipe.terms if term.name == name)
-        parameter.data = torch.tensor(term.scale.initial, dtype=dtype).log()  # type: ignore[union-attr]
+        parameter.data = torch.tensor(term.scale.initial, dtype=dtype)  # type: ignore[union-attr]
         leaves[name] = parameter
+    if graph.fusions:
+        for node, side in (("SI+TI", "visual"), ("ST+TT", "text")):
+            for kind in ("weight", "bias"):
+                parameter = getattr(graph.fusions[node], kind)
+                parameter.data = source[f"{side}_fusion_proj.{kind}"].to(dtype)
+                leaves[f"{side}_fusion_proj.{kind}"] = parameter
     embeddings = {"SI": leaves["SI_raw"], "ST": leaves["ST_raw"], "ST@syn": leaves["SY_raw"]}
     embeddings |= {"TI": constants["TI"], "TT": constants["TT"], "TT@syn": constants["TT2"]}
     embeddings |= {"UI": constants["TI2"], "UT": constants["TT2"], "UT@syn": constants["TT"]}
@@ -105,15 +115,30 @@ def test_published_code(case: str, dtype: str, loss_tolerance: float, gradient_t
     losses, leaves = evaluate(CASES[case], getattr(torch, dtype))
     assert close(losses.total.detach(), golden["loss"], loss_tolerance)
     compared = 0
-    for name in ("SI_raw", "ST_raw", "SY_raw", "s_scale"):
+    for name in leaves:
         if f"d_{name}" in golden:
             gradient = leaves[name].grad
             gradient = torch.zeros_like(leaves[name]) if gradient is None else gradient
             assert close(gradient, golden[f"d_{name}"], gradient_tolerance), name
             compared += 1
-    if "d_cross_logit_scale" in golden:  # ours is stored as a logarithm: d/dc = d/d(log c) / c
-        assert close(leaves["cross"].grad / RAW_SCALE, golden["d_cross_logit_scale"], gradient_tolerance)
+    for name, key in (("cross", "d_cross_logit_scale"), ("fusion", "d_fusion_logit_scale")):
+        if name in leaves:
+            assert close(leaves[name].grad, golden[key], gradient_tolerance)
+            compared += 1
     assert compared >= 1
+
+
+@pytest.mark.parametrize(("kind", "reference"), [("code", True), ("intended", False)])
+def test_gradient_distillation_with_either_temperature(kind: str, reference: bool) -> None:
+    golden = load_file(GOLDEN / "clipkd-gdparts-b8d16.safetensors")
+    given = {"SI_raw": golden["SIn"], "ST_raw": golden["STn"]}
+    # The mean over two arrows, each the sum of two matrices, is half the sum of the published four.
+    losses, leaves = evaluate([{**GD, "weight": 2.0, "reference": reference}], torch.float64, **given)
+    assert close(losses.total.detach(), golden[f"{kind}.gd_unweighted"], 1e-10)
+    for name in ("SI", "ST"):  # theirs are free rows: remove what normalising takes away
+        rows, free = golden[f"{name}n"], golden[f"{kind}.d_{name}n"]
+        tangent = free - rows * (rows * free).sum(dim=1, keepdim=True)
+        assert close(leaves[f"{name}_raw"].grad, tangent, 1e-9)
 
 
 EDGES = {

@@ -1,14 +1,14 @@
 """Nodes and arrows: who is compared with whom.
 
 A node is model letter x side x view: ``SI`` the student's image rows, ``TT`` the first teacher's text rows,
-``ST@syn`` the student's rows of synthetic captions. An arrow ``SI>TT`` anchors rows at SI and takes candidates
-from TT; ``SI-ST`` is both directions.
+``ST@syn`` the student's rows of synthetic captions. A fused node ``SI+TI`` is a learned linear map of both. An
+arrow ``SI>TT`` anchors rows at SI and takes candidates from TT; ``SI-ST`` is both directions.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clipdistill.errors import RecipeError
 
@@ -17,24 +17,31 @@ STUDENT = "S"
 SIDES = {"I": "image", "T": "text"}
 
 _NODE = re.compile(r"([A-Z])([A-Z])(?:@([a-z][a-z0-9_]*))?")
-KNOWN_NODES = "student SI, ST; teacher TI, TT; a second teacher UI, UT; a view after @, as in ST@syn"
+KNOWN_NODES = "student SI, ST; teacher TI, TT; a second teacher UI, UT; a view after @, as in ST@syn; fused, SI+TI"
 
 
 @dataclass(frozen=True, order=True)
 class Node:
-    """One embedding matrix, ``float [B, D]``: model letter, side (``I`` or ``T``), view (``""`` is plain)."""
+    """One embedding matrix, ``float [B, D]``: model letter, side (``I`` or ``T``), view (``""`` is plain).
+
+    A fused node carries in ``fused`` the nodes it is joined with; its model is that of its first part.
+    """
 
     model: str
     side: str
     view: str = ""
+    fused: tuple[Node, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Node:
-        """Read ``"SI"`` or ``"ST@syn"``.
+        """Read ``"SI"``, ``"ST@syn"`` or ``"SI+TI"``.
 
         Raises:
             RecipeError: the text names no node; the message lists the known ones.
         """
+        first, *rest = text.split("+")
+        if rest:
+            return replace(cls.parse(first), fused=tuple(cls.parse(part) for part in rest))
         match = _NODE.fullmatch(text.strip())
         if match is None or match[2] not in SIDES:
             raise RecipeError(f"unknown node '{text.strip()}'. Known nodes: {KNOWN_NODES}.")
@@ -45,8 +52,14 @@ class Node:
         """Whether gradients flow into this node."""
         return self.model == STUDENT
 
+    @property
+    def parts(self) -> tuple[Node, ...]:
+        """The plain nodes it is made of: itself, unless it is fused."""
+        return (replace(self, fused=()), *self.fused)
+
     def __str__(self) -> str:
-        return f"{self.model}{self.side}" + (f"@{self.view}" if self.view else "")
+        plain = f"{self.model}{self.side}" + (f"@{self.view}" if self.view else "")
+        return "+".join([plain, *map(str, self.fused)])
 
 
 @dataclass(frozen=True, order=True)

@@ -68,6 +68,24 @@ def feature_cosine(rows: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> 
     return 1 - (rows * target).sum(dim=1).mean()
 
 
+def contrast_gradients(
+    anchor: Float[Tensor, "B D"],
+    other: Float[Tensor, "N D"],
+    scale: float | Tensor,
+    positives: Bool[Tensor, "B N"],
+) -> tuple[Float[Tensor, "B D"], Float[Tensor, "N D"]]:
+    """The gradients of :func:`infonce` with respect to both ends, in closed form.
+
+    ``dL/danchor = (g/B)(P - Q) other`` and ``dL/dother = (g/B)(P - Q)^T anchor``, with ``P`` the row softmax of
+    ``g anchor other^T`` and ``Q`` the target. Rows are free variables: the Jacobian of normalising is left out.
+    Source: CLIP-KD (arXiv 2307.12732), section 3.3. The published code divides by the logit scale ``g`` instead.
+    """
+    chosen = positives.to(anchor.dtype)
+    share = chosen / chosen.sum(dim=1, keepdim=True)
+    error = (scale * anchor @ other.T).softmax(dim=1) - share
+    return scale * error @ other / len(anchor), scale * error.T @ anchor / len(anchor)
+
+
 CONTRAST = {"softmax": infonce, "sigmoid": sigmoid}
 RELATION = {"ce": relation_ce, "kl": relation_kl, "mse": relation_mse}
 FEATURE = {"mse": feature_mse, "l2": feature_l2, "cosine": feature_cosine}

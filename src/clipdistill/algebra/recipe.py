@@ -29,20 +29,41 @@ VERBS: dict[str, tuple[str, ...]] = {
     "contrast": ("softmax", "sigmoid"),
     "relation": ("kl", "ce", "mse"),
     "feature": ("mse", "l2", "cosine"),
+    "gradient": ("mse",),
 }
-TERM_KEYS = (*VERBS, "like", "metric", "weight", "scale", "like_scale", "mutual", "name")
+#: Verbs that compare one arrow with another.
+COMPARING = ("relation", "gradient")
+TERM_KEYS = (*VERBS, "like", "metric", "weight", "scale", "like_scale", "mutual", "reference", "name")
 RECIPE_KEYS = ("name", "paper", "notes", "terms")
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
 class NewScale:
-    """A fresh learnable logit scale that belongs to one term; stored as a logarithm."""
+    """A fresh learnable logit scale that belongs to one term; stored as a logarithm.
+
+    ``raw`` stores the number itself, without bounds: what CLIP-KD's code does with its extra scales.
+    """
 
     initial: float
+    raw: bool = False
 
     def __str__(self) -> str:
-        return f"new {self.initial:g}"
+        return f"{'raw' if self.raw else 'new'} {self.initial:g}"
+
+
+@dataclass(frozen=True)
+class GradNorm:
+    """A weight found at the first step: the term's gradient is ``share`` of that of the fixed-weight terms together.
+
+    Both are norms of gradients with respect to the student's unit rows, so the weight carries over between batch
+    sizes and widths, which a number such as CLIP-KD's 1e8 for GD does not.
+    """
+
+    share: float
+
+    def __str__(self) -> str:
+        return f"grad_norm {self.share:g}"
 
 
 #: A model letter (that model's own logit scale), a fixed number, or a fresh learnable one.
@@ -54,24 +75,31 @@ class Term:
     """One verb over arrows. Its value is the mean over the arrows; ``weight`` multiplies it in the sum.
 
     ``scale`` multiplies the similarities of ``arrows``, ``like_scale`` those of ``like``. Targets (``like``, or the
-    far end of a feature arrow) are detached unless ``mutual``.
+    far end of a feature arrow) are detached unless ``mutual``. ``reference`` switches on the quirk of the published
+    code that the verb is known for.
     """
 
     verb: str
     arrows: tuple[Arrow, ...]
     like: tuple[Arrow, ...]
     metric: str
-    weight: float
+    weight: float | GradNorm
     scale: Scale
     like_scale: Scale
     mutual: bool
+    reference: bool
     name: str
 
     @property
-    def nodes(self) -> tuple[Node, ...]:
-        """The nodes this term reads, in order of appearance."""
+    def ends(self) -> tuple[Node, ...]:
+        """The nodes at the ends of its arrows, in order of appearance; fused ones as such."""
         ends = (node for arrow in (*self.arrows, *self.like) for node in (arrow.anchor, arrow.other))
         return tuple(dict.fromkeys(ends))
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The plain nodes this term reads, in order of appearance."""
+        return tuple(dict.fromkeys(part for end in self.ends for part in end.parts))
 
     def __str__(self) -> str:
         like = f" like {_spell(self.like)}" if self.like else ""
@@ -125,9 +153,10 @@ class Recipe:
                 term.verb: _spell(term.arrows),
                 **({"like": _spell(term.like), "like_scale": _plain(term.like_scale)} if term.like else {}),
                 "metric": term.metric,
-                "weight": term.weight,
+                "weight": {"grad_norm": term.weight.share} if isinstance(term.weight, GradNorm) else term.weight,
                 **({"scale": _plain(term.scale)} if term.verb != "feature" else {}),
                 "mutual": term.mutual,
+                "reference": term.reference,
                 "name": term.name,
             }
             for term in self.terms
@@ -141,7 +170,8 @@ class Recipe:
         for term in self.terms:
             scale = str(term.scale) + (f" / {term.like_scale}" if term.like else "")
             like, scale = _spell(term.like) or "-", scale if term.verb != "feature" else "-"
-            rows.append((term.name, term.verb, _spell(term.arrows), like, term.metric, f"{term.weight:g}", scale))
+            weight = str(term.weight) if isinstance(term.weight, GradNorm) else f"{term.weight:g}"
+            rows.append((term.name, term.verb, _spell(term.arrows), like, term.metric, weight, scale))
         widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([f"{self.name}: {self.paper}".rstrip(": "), self.notes.strip(), "", *table]).replace(
@@ -199,17 +229,18 @@ def _term(item: Any, where: str, taken: set[str]) -> Term:
         raise RecipeError(f"{where} ({verb}): {error}") from error
     _check_like(verb, arrows, like, where)
     metric = _metric(verb, item, where)
-    # Similarities compared as they are (mse) carry no temperature; softmaxes carry their model's own.
-    bare = verb == "feature" or metric == "mse"
+    # Similarities compared as they are carry no temperature; softmaxes carry their model's own.
+    bare = verb == "feature" or (verb, metric) == ("relation", "mse")
     return Term(
         verb=verb,
         arrows=arrows,
         like=like,
         metric=metric,
-        weight=_number(item.get("weight", 1.0), f"{where}: weight"),
+        weight=_weight(item.get("weight", 1.0), where),
         scale=_scale(item.get("scale", 1.0 if bare else arrows[0].anchor.model), where),
         like_scale=_scale(item.get("like_scale", 1.0 if bare or not like else like[0].anchor.model), where),
-        mutual=_flag(item.get("mutual", False), where),
+        mutual=_flag(item, "mutual", where),
+        reference=_flag(item, "reference", where),
         name=_name(item, verb, arrows, taken, where),
     )
 
@@ -226,13 +257,13 @@ def _verb(item: Mapping[str, Any], where: str) -> str:
 
 
 def _check_like(verb: str, arrows: tuple[Arrow, ...], like: tuple[Arrow, ...], where: str) -> None:
-    if verb == "relation" and len(like) != len(arrows):
+    if verb in COMPARING and len(like) != len(arrows):
         raise RecipeError(
-            f"{where}: relation {_spell(arrows)} has {len(arrows)} arrows and needs as many under 'like', "
-            f"found {len(like)}. Write for instance {{relation: SI-ST, like: TI-TT}}."
+            f"{where}: {verb} {_spell(arrows)} has {len(arrows)} arrows and needs as many under 'like', "
+            f"found {len(like)}. Write for instance {{{verb}: SI-ST, like: TI-TT}}."
         )
-    if verb != "relation" and like:
-        raise RecipeError(f"{where}: 'like' belongs to relation, not to {verb}.")
+    if verb not in COMPARING and like:
+        raise RecipeError(f"{where}: 'like' belongs to {' and '.join(COMPARING)}, not to {verb}.")
 
 
 def _metric(verb: str, item: Mapping[str, Any], where: str) -> str:
@@ -252,10 +283,17 @@ def _name(item: Mapping[str, Any], verb: str, arrows: tuple[Arrow, ...], taken: 
     return name
 
 
-def _flag(value: Any, where: str) -> bool:
+def _flag(item: Mapping[str, Any], key: str, where: str) -> bool:
+    value = item.get(key, False)
     if not isinstance(value, bool):
-        raise RecipeError(f"{where}: mutual is true or false, found {value!r}.")
+        raise RecipeError(f"{where}: {key} is true or false, found {value!r}.")
     return value
+
+
+def _weight(value: Any, where: str) -> float | GradNorm:
+    if isinstance(value, Mapping) and set(value) == {"grad_norm"}:
+        return GradNorm(_number(value["grad_norm"], f"{where}: weight"))
+    return _number(value, f"{where}: weight")
 
 
 def _number(value: Any, where: str) -> float:
@@ -269,8 +307,9 @@ def _scale(value: Any, where: str) -> Scale:
         return value
     if isinstance(value, str) and len(value) == 1 and value.isupper():
         return value
-    if isinstance(value, Mapping) and set(value) == {"new"}:
-        value = NewScale(_number(value["new"], f"{where}: scale"))
+    if isinstance(value, Mapping) and len(value) == 1 and set(value) <= {"new", "raw"}:
+        ((kind, initial),) = value.items()
+        value = NewScale(_number(initial, f"{where}: scale"), raw=kind == "raw")
     elif not isinstance(value, (int, float)):
         raise RecipeError(
             f"{where}: unknown scale {value!r}. Known: a model letter (S, T, ...), a number, {{new: 14.3}} (learnable)."
@@ -296,4 +335,4 @@ def _spell(arrows: tuple[Arrow, ...]) -> str:
 
 
 def _plain(scale: Scale) -> Any:
-    return {"new": scale.initial} if isinstance(scale, NewScale) else scale
+    return {"raw" if scale.raw else "new": scale.initial} if isinstance(scale, NewScale) else scale

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipdistill.algebra.graph import Losses, positive_pairs
+from clipdistill.algebra.graph import Losses
+from clipdistill.algebra.rows import positive_pairs
 from clipdistill.data.batches import Batch
 from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, DataError, TrainingError
@@ -101,7 +102,7 @@ def _models(setup: Setup, findings: Findings) -> None:
             )
     added = count(setup.graph)
     if added:
-        names = ", ".join([*setup.graph.adapters, *setup.graph.log_scales, *setup.graph.biases])
+        names = ", ".join([*setup.graph.adapters, *setup.graph.fusions, *setup.graph.scales, *setup.graph.biases])
         findings.facts["added for training"] = f"{_millions(added)} parameters ({names})"
 
 
