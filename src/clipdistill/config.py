@@ -108,6 +108,7 @@ class TrainConfig(_Section):
     schedule: Literal["cosine", "linear", "constant-linear"] = "cosine"
     warmup: Length = _duration("5%")
     decay: Length = _duration("40%")
+    mask_ratio: float = Field(0.75, gt=0, lt=1)
     clip_norm: float | None = Field(1.0, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
 
@@ -193,7 +194,7 @@ def load_run(path: Path | str | None, overrides: Sequence[str] = ()) -> RunConfi
     """
     data = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     return make_run(data, str(path) if path is not None else "the command line")
 
 
@@ -217,7 +218,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one dotted key; the value is read as YAML, so numbers, lists and null are what they look like."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():

@@ -82,7 +82,7 @@ class InteractionGraph(nn.Module):
         if len(measured) == len(recipe.terms):
             raise RecipeError(f"recipe {recipe.name}: a grad_norm weight is a share of the others; give one a number.")
         self.measured: Tensor
-        self.register_buffer("measured", torch.full((len(measured),), math.nan, dtype=torch.float64))
+        self.register_buffer("measured", torch.full((len(measured),), math.nan))
 
     def _furnish(self, term: Term) -> None:
         """Create the parameters that ``term`` adds."""

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig, make_run
 from clipdistill.errors import ConfigError
 from clipdistill.evaluation.evaluate import Tasks
@@ -43,7 +44,7 @@ def run(out: Path) -> Path:
         raise ConfigError(f"--out {out} is not empty. Name a folder that does not exist yet, or remove it.")
     started = time.monotonic()
     for number, (name, config) in enumerate(_runs(out).items(), 1):
-        console.print(f"\n{number}/3 {name}: recipe {config.recipe} on {config.data}", markup=False)
+        console.print(f"\n{number}/3 {name}: recipe {Recipe.load(config.recipe).name} on {config.data}", markup=False)
         distill(config)
     console.print("\nevaluating")
     tasks = Tasks.open(None, "scenes:test", "scenes:test?n=500&copies=2", "scenes:zeroshot")
@@ -52,6 +53,15 @@ def run(out: Path) -> Path:
     console.print(table(evaluations))
     console.print(f"report: {report} ({time.monotonic() - started:.0f} s in all)", markup=False)
     return report
+
+
+def _recipe() -> dict[str, Any]:
+    """CLIP-KD's sum with feature distillation four times as strong: 71 against 62 R@1 on validation, one seed."""
+    recipe = Recipe.load("clip-kd").to_dict()
+    for term in recipe["terms"]:
+        if "feature" in term:
+            term["weight"] *= 4
+    return recipe
 
 
 def _runs(out: Path) -> dict[str, RunConfig]:
@@ -69,7 +79,7 @@ def _runs(out: Path) -> dict[str, RunConfig]:
         "augment": {"crop": [0.95, 1.0], "colour": 0.25},
         "train": {**_OPTIMISER, "steps": _STUDENT_STEPS},
     }
-    distilled = {"recipe": "clip-kd", "teachers": {"T": str(out / "teacher" / "student")}}
+    distilled = {"recipe": _recipe(), "teachers": {"T": str(out / "teacher" / "student")}}
     return {
         "teacher": make_run(teacher),
         "baseline": make_run({**student, "recipe": "clip", "out": str(out / "baseline")}),

@@ -46,6 +46,11 @@ class DualEncoder(Protocol):
         """The logit scale as a number; 1 / 0.07 for a model that has none."""
         ...
 
+    @property
+    def patch_tokens(self) -> nn.Module | None:
+        """The module whose output is a picture's tokens, ``[B, prefix + patches, D]``; None for a tower without."""
+        ...
+
     def images(self, pixels: Inputs) -> Tensor:
         """Embed pictures: ``{"pixel_values": [B, 3, h, w]} -> [B, D]``."""
         ...

@@ -115,6 +115,14 @@ class HuggingFaceEncoder:
         """The logit scale as a number; 1 / 0.07 for a model that has none."""
         return 1 / 0.07 if self.log_scale is None else math.exp(self.log_scale.item())
 
+    @property
+    def patch_tokens(self) -> nn.Module | None:
+        """The module that turns a picture into tokens, in a vision transformer; None in any other tower."""
+        tower = self._model.vision_model
+        tower = getattr(tower, "vision_model", tower)
+        tokens: nn.Module | None = getattr(tower, "embeddings", None)
+        return tokens if _image_tokens(tower.config) is not None else None
+
     def images(self, pixels: Inputs) -> Tensor:
         """Embed pictures, batched as the transform gives them: ``{"pixel_values": [B, 3, h, w]} -> [B, D]``."""
         return _pooled(self._model.get_image_features(**{name: pixels[name] for name in self._family.pixels}))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipdistill.algebra.graph import InteractionGraph, Losses
-from clipdistill.algebra.nodes import STUDENT
+from clipdistill.algebra.nodes import STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import Plan, RunConfig
 from clipdistill.data.batches import Batch, Batches, Inlet, Order
@@ -22,10 +22,12 @@ from clipdistill.data.views import Augmentation
 from clipdistill.errors import ConfigError, RecipeError
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.masking import masked_images
 from clipdistill.models.students import build, choose_tokenizer
 from clipdistill.teachers.teacher import LiveTeacher, Teacher
 from clipdistill.training.optimisers import Optimiser
 
+IMAGE, MASKED = Node(STUDENT, "I"), Node(STUDENT, "I", "masked")
 #: A tokenizer is trained on at most so many captions.
 MAX_VOCABULARY_CAPTIONS = 500_000
 
@@ -61,8 +63,11 @@ class Setup:
     def _student_rows(self, batch: Batch) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = {}
         with self.autocast:
-            if STUDENT in batch.pixels:
+            if IMAGE in self.recipe.nodes:
                 rows["SI"] = self.student.images(batch.pixels[STUDENT]).float()
+            if MASKED in self.recipe.nodes:
+                ratio = self.config.train.mask_ratio
+                rows["SI@masked"] = masked_images(self.student, batch.pixels[STUDENT], ratio).float()
             if STUDENT in batch.tokens:
                 rows["ST"] = self.student.texts(batch.tokens[STUDENT]).float()
         return rows
@@ -169,7 +174,9 @@ def _check_letters(recipe: Recipe, config: RunConfig) -> None:
 
 
 def _check_nodes(recipe: Recipe, student: DualEncoder, teachers: list[LiveTeacher]) -> None:
-    given = {f"{STUDENT}{side}" for side in student.sides} | {node for t in teachers for node in t.nodes}
+    given = (
+        {f"{STUDENT}{side}" for side in student.sides} | {str(MASKED)} | {node for t in teachers for node in t.nodes}
+    )
     for node in recipe.nodes:
         if str(node) not in given:
             raise RecipeError(
@@ -183,12 +190,17 @@ def _sides(recipe: Recipe, letter: str) -> str:
     return "".join(side for side in "IT" if any((n.model, n.side) == (letter, side) for n in recipe.nodes))
 
 
-def _student(config: RunConfig, source: Source, first_teacher: HuggingFaceEncoder | None) -> DualEncoder:
-    """Build the student: its tokenizer, joint width and normalisation are the first teacher's where it names none."""
-    spec, teacher = config.student, first_teacher
-    tokenizer = choose_tokenizer(spec, teacher and teacher.tokenizer, _captions(source))
-    width = teacher.width if teacher else None
-    return build(spec, tokenizer, width, config.seed, teacher.transform if teacher else None)
+def _student(config: RunConfig, source: Source, first_teacher: HuggingFaceEncoder | None) -> HuggingFaceEncoder:
+    """Build the student: what it does not name is as in the model it inherits from, else as in the first teacher.
+
+    The joint width is the first teacher's where there is one.
+    """
+    spec = config.student
+    donor = load(spec.inherit_from) if spec.inherit_from else first_teacher
+    like, width = donor or first_teacher, (first_teacher or donor or None)
+    tokenizer = choose_tokenizer(spec, like and like.tokenizer, _captions(source))
+    transform = like.transform if like else None
+    return build(spec, tokenizer, width.width if width else None, config.seed, transform, donor)
 
 
 def _captions(source: Source) -> Iterator[str]:
