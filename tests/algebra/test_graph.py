@@ -169,7 +169,7 @@ def test_every_recipe_gives_finite_gradients_at_unequal_widths_in_half_precision
     }
     for node, matrix in embeddings.items():
         matrix.requires_grad_(node.startswith("S"))
-    losses = InteractionGraph(recipe, {"S": 8, "T": 12})(embeddings, SCALES)
+    losses = InteractionGraph(recipe, {"S": 8, "T": 12, "U": 12})(embeddings, {**SCALES, "U": 50.0})
     losses.total.backward()
     assert losses.total.dtype == torch.float32
     assert all(torch.isfinite(m.grad).all() for n, m in embeddings.items() if n.startswith("S"))  # type: ignore[union-attr]
