@@ -6,12 +6,15 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipdistill.errors import ClipdistillError, ConfigError
+from clipdistill.errors import ClipdistillError, ConfigError, InterruptedRunError
 from clipdistill.progress import console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer(
     help="Turn a large CLIP into a small, fast one, and prove what was kept. "
@@ -36,10 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         app([word for word in words if word != "--debug"], prog_name="clipdistill")
     except SystemExit as ending:
+        if ending.code == 130:  # how typer ends after Ctrl-C, without a word
+            console.print("stopped")
         return ending.code if isinstance(ending.code, int) else 1
-    except KeyboardInterrupt:
-        console.print("stopped")
-        return 130
     except Exception as error:  # the last stop: whatever happens, the user sees one message
         return _explain(error, debug)
     return 0
@@ -53,7 +55,7 @@ def _explain(error: Exception, debug: bool) -> int:
     else:
         hint = "" if debug else " Run again with --debug for the traceback, and report it."
         console.print(f"internal error: {type(error).__name__}: {error}.{hint}", markup=False)
-    return 130 if type(error).__name__ == "InterruptedRunError" else 1
+    return 130 if isinstance(error, InterruptedRunError) else 1
 
 
 @app.command()
@@ -81,7 +83,7 @@ def distill(
     """
     from clipdistill.config import load_run
     from clipdistill.evidence.finish import evaluate_run
-    from clipdistill.training.loop import distill as train
+    from clipdistill.training.stages import train
 
     file, overrides = _split(words or [])
     config = load_run(file, overrides)
@@ -113,13 +115,44 @@ def evaluate(
 
         print(json.dumps(as_dict(evaluations), indent=2, ensure_ascii=False))
     else:
-        from rich.console import Console
-
         from clipdistill.evidence.report import table
 
-        results = Console()
-        # Written to a file, a table needs no particular width; on a terminal it has the terminal's.
-        Console(width=None if results.is_terminal else 160).print(table(evaluations))
+        _print(table(evaluations))
+
+
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="Folder for the runs, report.html, report.json and comparison.csv.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[GRID.yaml | RUN RUN...] [KEY=VALUE]...", help="A grid, or finished runs; then overrides."
+        ),
+    ] = None,
+    recipes: Annotated[str | None, typer.Option(help="Instead of a grid: one cell per recipe, as A,B,C.")] = None,
+    grid: Annotated[str | None, typer.Option(help="A grid that ships with the package: conaclip.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds per cell; 3 is 0, 1, 2.")] = None,
+    cells: Annotated[str | None, typer.Option(help="Only these cells of the grid, and the baseline: A,B.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs trained at the same time.")] = 1,
+) -> None:
+    """Train a grid of runs that differ in one thing, over seeds, and say which differences are more than noise.
+
+    For instance: clipdistill compare --recipes clip,feature,clip-kd --seeds 3 --out compared
+    teachers.T=models/teacher data=FOLDER train.epochs=10 evaluate.retrieval=FOLDER
+    """
+    from clipdistill.evidence import compare as job
+    from clipdistill.evidence.grid import choose_grid
+    from clipdistill.evidence.report import table
+
+    chosen = choose_grid(words or [], recipes, grid, seeds, cells)
+    if chosen is None:
+        runs, overrides = [w for w in words or [] if "=" not in w], [w for w in words or [] if "=" in w]
+        found = [table(job.compare_runs(runs, overrides, out))]
+    else:
+        outcome, _ = job.compare(chosen, out, jobs)
+        found = job.tables(outcome)
+    _print(*found)
+    console.print(f"report: {out / 'report.html'}", markup=False)
 
 
 @app.command()
@@ -179,6 +212,15 @@ def check_recipe(file: Annotated[str, typer.Argument(help="A YAML file, or a rec
     recipe = Recipe.load(file)
     teachers = ", ".join(f"teachers.{letter}" for letter in recipe.teachers) or "no teacher"
     print(f"{recipe.name}: {len(recipe.terms)} terms over {', '.join(map(str, recipe.nodes))}; needs {teachers}")
+
+
+def _print(*tables: Table) -> None:
+    """Print results; written to a file, a table needs no particular width, on a terminal it has the terminal's."""
+    from rich.console import Console
+
+    results = Console(width=None if Console().is_terminal else 160)
+    for table in tables:
+        results.print(table)
 
 
 def _split(words: list[str]) -> tuple[str | None, list[str]]:

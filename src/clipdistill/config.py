@@ -50,7 +50,10 @@ class Duration:
         match = _DURATION.fullmatch(str(value).strip())
         if match is None or isinstance(value, bool):
             raise ValueError(f"expected a duration such as 200, '5%', '2 epochs' or '1000 samples', found {value!r}")
-        return cls(float(match[1]), (match[2] or "step").rstrip("s"))
+        amount, unit = float(match[1]), (match[2] or "step").rstrip("s")
+        if unit == "step" and not amount.is_integer():
+            raise ValueError(f"steps are whole, found {value!r}; for a share of the run write '{amount * 100:g}%'")
+        return cls(amount, unit)
 
     def steps(self, plan: Plan) -> int:
         """The same length in steps of ``plan``, rounded to the nearest."""
@@ -160,6 +163,33 @@ class EvaluateConfig(_Section):
     zeroshot: str | None = None
     every: Length | None = None
 
+    @model_validator(mode="after")
+    def _data_for_every(self) -> EvaluateConfig:
+        if self.every is not None and not any(self.uris().values()):
+            raise ValueError("evaluate.every is given, but no data: add evaluate.retrieval=URI, for instance")
+        return self
+
+    def uris(self) -> dict[str, str | None]:
+        """The data URI of each task."""
+        return {"retrieval": self.retrieval, "image_retrieval": self.image_retrieval, "zeroshot": self.zeroshot}
+
+
+class PruneConfig(_Section):
+    """Automatic weight inheritance: how much of each tower's layers goes, and when; see ``models.prune``."""
+
+    sparsity: float = Field(gt=0, lt=1)
+    warmup: Length = _duration("20%")
+    at: Length = _duration("40%")
+    layers: bool = False
+
+
+class StageConfig(_Section):
+    """One stage of a run: its changes to the run's ``student``, ``train`` and ``prune``; see ``training.stages``."""
+
+    student: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    prune: dict[str, Any] = Field(default_factory=dict)
+
 
 class RunConfig(_Section):
     """Everything one run depends on. Written into the run folder as ``config.yaml``, every default spelled out."""
@@ -169,7 +199,9 @@ class RunConfig(_Section):
     teachers: dict[str, str] = Field(default_factory=dict)
     student: StudentSpec = StudentSpec()
     augment: AugmentConfig = AugmentConfig()
+    prune: PruneConfig | None = None
     train: TrainConfig
+    stages: list[StageConfig] = Field(default_factory=list)
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(0, ge=0)
     out: str
@@ -179,6 +211,20 @@ class RunConfig(_Section):
         for letter in self.teachers:
             if not re.fullmatch(r"[A-RT-Z]", letter):
                 raise ValueError(f"a teacher is called by one capital letter other than S, found teachers.{letter}")
+        return self
+
+    @model_validator(mode="after")
+    def _pruned_student(self) -> RunConfig:
+        if self.prune is None:
+            return self
+        plain = StudentSpec(pretrained=self.student.pretrained)
+        if sized := [name for name, value in self.student if value != getattr(plain, name)]:
+            raise ValueError(
+                "prune finds the student's sizes and starts from a teacher's copy or student.pretrained; "
+                f"found also student.{', student.'.join(sized)}"
+            )
+        if not (self.teachers or self.student.pretrained):
+            raise ValueError("prune needs a model to start from: found neither a teacher nor student.pretrained")
         return self
 
     def to_yaml(self) -> str:
@@ -246,10 +292,20 @@ def _explain(item: Any, data: Mapping[str, Any]) -> str:
         return f"unknown key '{key}'." + did_you_mean(path[-1], _known_keys(path[:-1]))
     if item["type"] == "missing":
         return f"the key '{key}' is missing: {_MISSING.get(key, 'it has no default')}"
+    if item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        example = _EXAMPLES.get(key, f"{key}.name=value")
+        return f"{key} has keys of its own, found {item['input']!r}; write for instance {example}"
     message = item["msg"].removeprefix("Value error, ")
     return f"{key or 'run'}: {message}" + (f" (found {item['input']!r})" if path and "found" not in message else "")
 
 
+_EXAMPLES = {
+    "student": "student.preset=vit-tiny-16",
+    "train": "train.epochs=10",
+    "teachers": "teachers.T=MODEL",
+    "augment": "augment.flip=0.5",
+    "evaluate": "evaluate.retrieval=DATA",
+}
 _MISSING = {
     "data": "name the pictures to train on, for instance data=FOLDER",
     "train": "say how long to train, for instance train.epochs=10",

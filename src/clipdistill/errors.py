@@ -9,6 +9,7 @@
     ├── StoreError            a store of embeddings
     ├── ModelError            a model folder, a hub name, a tokenizer
     ├── TrainingError         a loss that is not finite, a checkpoint that does not fit
+    │   └── InterruptedRunError   the user stopped a run; it can go on
     └── SearchError           an index or a query
 
 The command line prints the message alone; ``--debug`` adds the traceback.
@@ -48,6 +49,10 @@ class ModelError(ClipdistillError):
 
 class TrainingError(ClipdistillError):
     """A run cannot go on."""
+
+
+class InterruptedRunError(TrainingError):
+    """The user stopped a run after a checkpoint was written."""
 
 
 class SearchError(ClipdistillError):

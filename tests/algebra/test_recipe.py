@@ -101,6 +101,7 @@ def test_defaults_follow_the_papers() -> None:
         ([{"contrast": "SI-ST", "weight": float("nan")}], "weight: expected a number"),
         ([{"contrast": "SI-ST", "scale": "hot"}], "unknown scale 'hot'"),
         ([{"contrast": "SI-ST", "scale": -1}], "a scale is positive"),
+        ([{"contrast": "SI-ST", "scale": {"new": 200}}], "stays within 1 and 100, found 200"),
         ([{"contrast": "SI-ST", "mutual": "yes"}], "true or false"),
         ([{"contrast": "SI-ST"}, {"contrast": "SI-ST"}], "second term is called"),
         ([{"contrast": "SI-ST", "name": "a.b"}], "contain a dot"),

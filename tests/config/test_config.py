@@ -40,7 +40,16 @@ def test_overrides_win_over_the_file_and_the_last_one_over_the_others(tmp_path: 
 
 
 def test_a_resolved_run_reads_back_equal(tmp_path: Path) -> None:
-    run = load_run(None, [*MINIMAL, "recipe=[{contrast: SI-ST}]", "evaluate.every=10%", "augment.crop=[0.5,1]"])
+    run = load_run(
+        None,
+        [
+            *MINIMAL,
+            "recipe=[{contrast: SI-ST}]",
+            "evaluate.every=10%",
+            "evaluate.retrieval=photos",
+            "augment.crop=[0.5,1]",
+        ],
+    )
     file = tmp_path / "config.yaml"
     file.write_text(run.to_yaml())
     assert load_run(file) == run
@@ -58,6 +67,11 @@ def test_a_resolved_run_reads_back_equal(tmp_path: Path) -> None:
         ([*MINIMAL, "train.lr=-1"], "train.lr:"),
         ([*MINIMAL, "train.optimizer=mon"], "train.optimizer:"),
         ([*MINIMAL, "train.warmup=soon"], "expected a duration such as 200, '5%'"),
+        ([*MINIMAL, "train.warmup=0.05"], "steps are whole, found 0.05; for a share of the run write '5%'"),
+        (
+            [*MINIMAL, "student=vit-tiny-16"],
+            "student has keys of its own, found 'vit-tiny-16'; write for instance student.",
+        ),
         ([*MINIMAL, "teachers.S=x"], "other than S, found teachers.S"),
         ([*MINIMAL, "augment.crop=[0.9,0.5]"], "crop is a range within (0, 1]"),
         ([*MINIMAL, "student.preset=vit-tiny"], "Did you mean 'vit-tiny-16'"),

@@ -362,3 +362,10 @@ def test_lists_refuse_equal_ids_and_nothing() -> None:
         from_samples([sample, sample])
     with pytest.raises(DataError, match="there are no samples"):
         from_samples([], "mine")
+
+
+def test_a_link_to_the_folder_above_does_not_multiply_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a" / "one.png")
+    (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert len(pairs(tmp_path)) == 1

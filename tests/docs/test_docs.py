@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from clipdistill.cli import main
@@ -22,6 +23,16 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: What makes the documented runs small enough for a test.
 SMALL = [*(f"student.{key}={value}" for key, value in TINY.items() if key != "vocab_size"), "train.workers=0"]
 SMALL += ["student.image_size=48", "train.epochs=1", "train.batch_size=8", "student.tokenizer=auto"]
+#: The same for a grid that trains a teacher of its own on drawn pictures.
+SMALL_GRID = [*SMALL, "data=scenes:train?n=24", "evaluate.image_retrieval=null", "evaluate.zeroshot=null"]
+SMALL_GRID += [f"teacher.{word}" for word in SMALL_GRID[: len(SMALL) + 1]]
+
+
+def small(words: list[str]) -> list[str]:
+    """The overrides that a documented command needs to be quick."""
+    if words[0] == "distill" or (words[0] == "compare" and ("--recipes" in words or words[1].endswith(".yaml"))):
+        return SMALL
+    return SMALL_GRID if words[0] == "compare" and "--grid" in words else []
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -67,10 +78,9 @@ def test_every_command_runs(
     for line in "".join(blocks(page, "bash")).splitlines():
         program, *words = shlex.split(line)
         assert program == "clipdistill"
-        extra = SMALL if words[0] == "distill" else []
         resume = ["--resume"] if "--resume" in words else []
         words = [word for word in words if word != "--resume"]
-        assert main([*words, *extra, *resume]) == 0, f"{line}\n{capsys.readouterr().err}"
+        assert main([*words, *small(words), *resume]) == 0, f"{line}\n{capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
@@ -89,13 +99,22 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_every_run_key_is_documented() -> None:
-    from clipdistill.config import AugmentConfig, EvaluateConfig, RunConfig, TrainConfig
+    from clipdistill.config import AugmentConfig, EvaluateConfig, PruneConfig, RunConfig, StageConfig, TrainConfig
     from clipdistill.models.students import StudentSpec
 
     text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
-    for model in (RunConfig, TrainConfig, AugmentConfig, EvaluateConfig, StudentSpec):
+    for model in (RunConfig, TrainConfig, AugmentConfig, EvaluateConfig, PruneConfig, StageConfig, StudentSpec):
         for key in model.model_fields:
             assert re.search(rf"\b{key}\b", text), f"{model.__name__}.{key} is not in docs/runs.md"
+
+
+def test_every_documented_run_file_is_a_run() -> None:
+    from clipdistill.config import make_run
+    from clipdistill.training.stages import stage_runs
+
+    runs = [yaml.safe_load(block) for block in blocks(ROOT / "docs" / "runs.md", "yaml")]
+    assert len(runs) >= 3
+    assert max(len(stage_runs(make_run(run))) for run in runs) == 4
 
 
 def test_every_recipe_is_documented() -> None:

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "clipdistill"
 #: Each floor may import only what stands below it.
 FLOORS = [
-    {"errors", "progress"},
+    {"errors", "files", "progress"},
     {"algebra", "data"},
     {"models"},
     {"config", "teachers", "evaluation"},

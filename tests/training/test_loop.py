@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, CLIPModel, SiglipConfig
 
 from clipdistill.algebra.recipe import Recipe, available
 from clipdistill.errors import ClipdistillError, ConfigError, DataError, RecipeError, TrainingError
+from clipdistill.models.students import StudentSpec, build
+from clipdistill.models.vocabulary import train_tokenizer
 from clipdistill.training import checkpoint
-from clipdistill.training.loop import distill
+from clipdistill.training.loop import _clamp, distill
 from clipdistill.training.setup import Setup, prepare
 from tiny_runs import TINY, tiny_run
 
@@ -96,6 +99,28 @@ def test_resuming_gives_the_same_numbers_to_the_bit(train: dict[str, Any], tmp_p
     assert same_weights(whole, broken)
 
 
+@pytest.fixture
+def forgetful(tmp_path: Path) -> str:
+    """A student whose forward pass draws random numbers: dropout in every layer."""
+    config = build(StudentSpec(**TINY), train_tokenizer(["a red circle"], 520, 32), 16, 0).module.config
+    config.vision_config.attention_dropout = config.text_config.attention_dropout = 0.3
+    config.save_pretrained(tmp_path / "forgetful")
+    return str(tmp_path / "forgetful")
+
+
+def test_resuming_is_exact_with_dropout_too(tmp_path: Path, forgetful: str) -> None:
+    options: dict[str, Any] = {"student": {"config": forgetful, "vocab_size": 520}}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    distill(tiny_run(whole, **options))
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at_step(patch, 5)
+        with pytest.raises(RuntimeError):
+            distill(tiny_run(broken, **options))
+    distill(tiny_run(broken, **options), resume=True)
+    assert log_of(broken) == log_of(whole)
+    assert same_weights(whole, broken)
+
+
 def fail_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
     """Break the forward pass after that many (the preflight runs one before)."""
     calls = [0]
@@ -121,6 +146,76 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path
     newest.write_bytes(newest.read_bytes()[:-7])
     distill(tiny_run(broken), resume=True)
     assert same_weights(whole, broken)
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_trained_anew(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    distill(tiny_run(out))
+    for file in (out / "checkpoints").glob("*/student.safetensors"):
+        file.write_bytes(b"broken")
+    log = (out / "log.jsonl").read_text()
+    with pytest.raises(TrainingError, match=r"every checkpoint .* is damaged \(step-00000008, step-00000006\)"):
+        distill(tiny_run(out), resume=True)
+    assert (out / "log.jsonl").read_text() == log
+
+
+def test_a_disk_that_is_full_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"checkpoint of step 3 could not be written .* No space left"):
+        distill(tiny_run(out))
+    assert list((out / "checkpoints").iterdir()) == []
+
+
+def test_resume_refuses_data_teachers_and_recipes_that_have_changed(tmp_path: Path, teacher: Path) -> None:
+    mine, copy, out = tmp_path / "mine.yaml", tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(teacher, copy)
+    mine.write_text("terms: [{contrast: SI-ST}, {feature: 'SI>TI'}]")
+    options: dict[str, Any] = {"recipe": str(mine), "teachers": {"T": str(copy)}}
+    distill(tiny_run(out, **options))
+    with pytest.raises(ConfigError, match=r"the data of the run .* have changed"):
+        distill(tiny_run(out, **options, data="scenes:train?n=64&seed=1"), resume=True)
+    mine.write_text("terms: [{contrast: SI-ST}, {feature: 'SI>TI', weight: 50}]")
+    with pytest.raises(ConfigError, match=r"other settings \(recipe"):
+        distill(tiny_run(out, **options), resume=True)
+    mine.write_text("terms: [{contrast: SI-ST}, {feature: 'SI>TI'}]")
+    state = load_file(copy / "model.safetensors")
+    save_file({name: value * 2 for name, value in state.items()}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"teacher T of the run .* is not the model it was"):
+        distill(tiny_run(out, **options), resume=True)
+
+
+def test_the_scale_of_a_sigmoid_student_is_free(tmp_path: Path) -> None:
+    config = SiglipConfig(
+        text_config={
+            "vocab_size": 600,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 16,
+            "projection_size": 16,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 48,
+            "patch_size": 12,
+        },
+    )
+    config.save_pretrained(tmp_path / "siglip")
+    setup = prepare(
+        tiny_run(tmp_path / "run", recipe="siglip", student={"config": str(tmp_path / "siglip"), "vocab_size": 520})
+    )
+    assert setup.student.log_scale is not None
+    setup.student.log_scale.data.fill_(4.8)
+    _clamp(setup)
+    assert float(setup.student.log_scale.detach().exp()) > 100
 
 
 def start(out: Path, *words: str) -> subprocess.Popen[str]:
@@ -221,6 +316,9 @@ def test_resume_refuses_other_settings_and_lists_them(tmp_path: Path) -> None:
         ({"recipe": [{"contrast": "SI>ST@syn"}]}, RecipeError, "needs node ST@syn, which nobody provides"),
         ({"recipe": "clip-kd", "teachers": {"T": "/no/such/folder"}}, ClipdistillError, "/no/such/folder"),
         ({"data": "/no/such/data"}, DataError, "/no/such/data"),
+        ({"evaluate": {"retrieval": "/no/such/test"}}, DataError, "/no/such/test"),
+        ({"evaluate": {"every": 2}}, ConfigError, "evaluate.every is given, but no data"),
+        ({"recipe": [{"contrast": "SI-ST", "scale": "T"}]}, RecipeError, "logit scale of teacher 'T', which is not"),
         ({"data": "scenes:train?n=8"}, ConfigError, "one step takes 16 samples"),
         ({"train": {"device": "abacus"}}, ConfigError, "train.device=abacus"),
     ],

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from clipdistill.algebra import objectives
 from clipdistill.algebra.nodes import Arrow, Node
 from clipdistill.algebra.objectives import Scalar
-from clipdistill.algebra.recipe import GradNorm, NewScale, Recipe, Scale, Term
+from clipdistill.algebra.recipe import MAX_SCALE, GradNorm, NewScale, Recipe, Scale, Term
 from clipdistill.algebra.rows import Embeddings, by_node, checked, positive_pairs, unit
 from clipdistill.errors import RecipeError, did_you_mean
 
-#: CLIP's limit on the logit scale: exp(log scale) <= 100.
-MAX_SCALE = 100.0
 #: SigLIP's initial logit bias (arXiv 2303.15343, section 3.2): most pairs are negatives, so start from "no".
 INITIAL_BIAS = -10.0
 

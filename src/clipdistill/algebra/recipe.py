@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from clipdistill.algebra.nodes import Arrow, Node, parse_arrows
+from clipdistill.algebra.nodes import STUDENT, Arrow, Node, parse_arrows
 from clipdistill.errors import RecipeError, did_you_mean
 
 #: Every verb with its metrics; the first is the default.
@@ -35,6 +35,8 @@ VERBS: dict[str, tuple[str, ...]] = {
 COMPARING = ("relation", "gradient")
 TERM_KEYS = (*VERBS, "like", "metric", "weight", "scale", "like_scale", "mutual", "reference", "name")
 RECIPE_KEYS = ("name", "paper", "notes", "terms")
+#: CLIP's limit on the logit scale: exp(log scale) <= 100.
+MAX_SCALE = 100.0
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -122,8 +124,9 @@ class Recipe:
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """The letters of the teachers this recipe needs, sorted."""
-        return tuple(sorted({node.model for node in self.nodes if not node.is_student}))
+        """The letters of the teachers whose nodes or scales this recipe needs, sorted."""
+        scales = {scale for term in self.terms for scale in (term.scale, term.like_scale) if isinstance(scale, str)}
+        return tuple(sorted(({node.model for node in self.nodes} | scales) - {STUDENT}))
 
     @classmethod
     def load(cls, source: Recipe | str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Recipe:
@@ -317,6 +320,8 @@ def _scale(value: Any, where: str) -> Scale:
     number = value.initial if isinstance(value, NewScale) else _number(value, f"{where}: scale")
     if number <= 0:
         raise RecipeError(f"{where}: a scale is positive, found {number:g}.")
+    if isinstance(value, NewScale) and not value.raw and not 1 <= number <= MAX_SCALE:
+        raise RecipeError(f"{where}: a learnable scale stays within 1 and {MAX_SCALE:g}, found {number:g}.")
     return value if isinstance(value, NewScale) else number
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clipdistill.data.images import content_hash, decode, full_size
+from clipdistill.data.images import content_hash, decode, fetch, full_size
 from clipdistill.data.samples import Sample, Source, key64
 from clipdistill.data.views import Augmentation, Transform, draw, pick
 from clipdistill.errors import DataError
@@ -133,13 +133,16 @@ class Batches(Dataset[Batch]):
     def assemble(self, epoch: int, rows: Sequence[int]) -> Batch:
         """Read, draw, transform and tokenise the samples at ``rows``; those that cannot be read are left out."""
         kept: list[tuple[Sample, str]] = []
+        keys: list[tuple[int, int, int]] = []
         looks: list[dict[Transform, dict[str, np.ndarray]]] = []
         skipped: list[tuple[str, str]] = []
         for row in rows:
             sample = self.source[row]
             try:
                 caption = self._caption(sample, epoch)
-                looks.append(self._look(sample, epoch))
+                key, look = self._look(sample, epoch)
+                looks.append(look)
+                keys.append((key, *self._keys(sample, caption)))
                 kept.append((sample, caption))
             except DataError as error:
                 skipped.append((sample.id, str(error)))
@@ -149,7 +152,7 @@ class Batches(Dataset[Batch]):
             view=epoch,
             pixels=self._pixels(looks) if kept else {},
             tokens={k: inlet.tokenize(captions) for k, inlet in self.inlets.items() if inlet.tokenize and kept},
-            groups=torch.tensor([self._keys(sample, caption) for sample, caption in kept], dtype=torch.int64),
+            groups=torch.tensor(keys, dtype=torch.int64),
             captions=captions,
             skipped=skipped,
         )
@@ -157,22 +160,23 @@ class Batches(Dataset[Batch]):
     def _caption(self, sample: Sample, epoch: int) -> str:
         if not self.reads:
             return ""
-        captions = [caption for caption in sample.captions if caption.strip()]
+        captions = sample.captions
         if not captions:
             raise DataError("it has no caption")
         return captions[pick(self.seed, sample.id, epoch, len(captions))]
 
-    def _look(self, sample: Sample, epoch: int) -> dict[Transform, dict[str, np.ndarray]]:
-        """Decode once, draw once, and transform once per distinct transform."""
+    def _look(self, sample: Sample, epoch: int) -> tuple[int, dict[Transform, dict[str, np.ndarray]]]:
+        """Read and decode once, draw once, transform once per distinct transform; with a key of the picture's bytes."""
         transforms = {inlet.transform for inlet in self.inlets.values() if inlet.transform}
         if not transforms:
-            return {}
+            return -1, {}
+        picture = fetch(sample.image)
         if self.augmentation is None:
-            image, view = decode(sample.image), None
+            image, view = decode(picture), None
         else:
-            image = decode(sample.image, want=_twice(transforms))
+            image = decode(picture, want=_twice(transforms))
             view = draw(self.seed, sample.id, epoch, self.augmentation, full_size(image))
-        return {transform: transform(image, view) for transform in transforms}
+        return key64(content_hash(picture)), {transform: transform(image, view) for transform in transforms}
 
     def _pixels(self, looks: Sequence[dict[Transform, dict[str, np.ndarray]]]) -> dict[str, dict[str, Tensor]]:
         """Stack per model; models with equal transforms share the tensors."""
@@ -182,10 +186,10 @@ class Batches(Dataset[Batch]):
         }
         return {letter: stacked[inlet.transform] for letter, inlet in self.inlets.items() if inlet.transform}
 
-    def _keys(self, sample: Sample, caption: str) -> tuple[int, int, int]:
-        picture = key64(content_hash(sample.image)) if self.sees else -1
+    def _keys(self, sample: Sample, caption: str) -> tuple[int, int]:
+        """Keys of the caption and the group."""
         words = " ".join(caption.lower().split())
-        return picture, key64(words) if self.reads else -1, key64(sample.group) if sample.group is not None else -1
+        return key64(words) if self.reads else -1, key64(sample.group) if sample.group is not None else -1
 
 
 def load(batches: Batches, items: Iterable[tuple[int, list[int]]], workers: int) -> Iterator[Batch]:
@@ -195,6 +199,8 @@ def load(batches: Batches, items: Iterable[tuple[int, list[int]]], workers: int)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loader = DataLoader(
         batches,
+        # Its own generator: drawing a seed from torch's global one would move dropout after a restart.
+        generator=torch.Generator(),
         batch_size=None,
         sampler=items,
         num_workers=workers,

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from clipdistill.data.images import content_hash, decode, full_size
-from clipdistill.data.samples import Sample, Source
+from clipdistill.data.samples import HAN, Sample, Source, is_chinese
 from clipdistill.errors import DataError
 
 #: Called with how many pictures are read and how many there are.
@@ -24,9 +24,7 @@ _Finding = tuple[str, list[str]]
 _SHOWN = 20  # cases named in the text; all of them are in the JSON
 _MOST = 5  # repeated captions named
 _BLOCK = 1024  # pictures handed to the threads at a time
-_HAN = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CHINESE = re.compile(f"[{_HAN}]")
-_WORD = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
+_WORD = re.compile(rf"[{HAN}]|[^\s{HAN}]+")
 
 
 @dataclass(frozen=True)
@@ -141,15 +139,15 @@ def _read(sample: Sample) -> _Look:
         size = full_size(decode(sample.image, want=(1, 1)))
     except DataError as error:
         reason = str(error).removeprefix(f"{sample.image!s}: ")
-        return _Look(sample.id, sample.captions, sample.label, reason=reason)
-    return _Look(sample.id, sample.captions, sample.label, content_hash(sample.image), size)
+        return _Look(sample.id, sample.texts.get("", []), sample.label, reason=reason)
+    return _Look(sample.id, sample.texts.get("", []), sample.label, content_hash(sample.image), size)
 
 
 def _hash(sample: Sample) -> _Look:
     try:
-        return _Look(sample.id, sample.captions, sample.label, content_hash(sample.image))
+        return _Look(sample.id, sample.texts.get("", []), sample.label, content_hash(sample.image))
     except OSError:
-        return _Look(sample.id, sample.captions, sample.label)
+        return _Look(sample.id, sample.texts.get("", []), sample.label)
 
 
 def _fill_counts(report: Report, looks: list[_Look]) -> None:
@@ -168,7 +166,7 @@ def _fill_captions(report: Report, captions: list[str]) -> None:
     report.repeated_most = [(text, n) for text, n in times.most_common(_MOST) if n > 1]
     report.characters = Spread.of([len(caption) for caption in captions])
     report.words = Spread.of([len(_WORD.findall(caption)) for caption in captions])
-    report.chinese = sum(bool(_CHINESE.search(caption)) for caption in captions) / max(len(captions), 1)
+    report.chinese = sum(map(is_chinese, captions)) / max(len(captions), 1)
 
 
 def _fill_pictures(report: Report, looks: list[_Look]) -> None:

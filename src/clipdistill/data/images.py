@@ -45,6 +45,19 @@ def decode(picture: Picture, want: tuple[int, int] | None = None) -> Image.Image
         raise DataError(where + _reason(error)) from error
 
 
+def fetch(picture: Picture) -> Picture:
+    """Read a file's bytes, so that they can be decoded and hashed at the price of one reading.
+
+    Raises :class:`DataError` with one reason.
+    """
+    if not isinstance(picture, Path):
+        return picture
+    try:
+        return picture.read_bytes()
+    except OSError as error:
+        raise DataError(f"{picture}: {_reason(error)}") from error
+
+
 def full_size(image: Image.Image) -> tuple[int, int]:
     """Return the (width, height) a decoded picture has in its file, also when ``want`` made it smaller."""
     size: tuple[int, int] = image.info.get("full_size", image.size)

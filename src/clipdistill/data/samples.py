@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+#: Chinese characters, as a class of a regular expression.
+HAN = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+CHINESE = re.compile(f"[{HAN}]")
 #: A picture before decoding: a file, encoded bytes, or pixels already drawn (``uint8 [H, W, 3]``).
 Picture = Path | bytes | NDArray[np.uint8]
 
@@ -31,8 +35,13 @@ class Sample:
 
     @property
     def captions(self) -> list[str]:
-        """The real captions, possibly none."""
-        return self.texts.get("", [])
+        """The real captions that say anything, possibly none."""
+        return [caption for caption in self.texts.get("", []) if caption.strip()]
+
+    @property
+    def match_key(self) -> str | None:
+        """What makes two pictures the same for image-to-image retrieval: the group, or else the label."""
+        return self.group if self.group is not None else self.label
 
 
 class Source(Protocol):
@@ -49,6 +58,11 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+
+def is_chinese(text: str) -> bool:
+    """Whether a text has a Chinese character in it."""
+    return bool(CHINESE.search(text))
 
 
 def key64(*parts: Any) -> int:

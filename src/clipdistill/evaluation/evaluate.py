@@ -15,15 +15,17 @@ from torch import Tensor
 
 from clipdistill.data import captions as scene_captions
 from clipdistill.data.batches import Batches, Inlet, in_turn, load
-from clipdistill.data.samples import Sample, Source
+from clipdistill.data.samples import Sample, Source, is_chinese
 from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
 from clipdistill.evaluation import retrieval, zeroshot
 from clipdistill.models.encoder import DualEncoder, Inputs
-from clipdistill.progress import progress
+from clipdistill.progress import console, progress
 
 BATCH = 256
 _LATENCY_RUNS = 9
+#: So many pictures of a source may be unreadable.
+MAX_BROKEN = 100
 
 Rows = NDArray[np.float32]
 
@@ -59,7 +61,7 @@ class Tasks:
     def afforded(cls, source: Source) -> Tasks:
         """Every task for which ``source`` has what it takes."""
         samples = [source[index] for index in range(len(source))]
-        keys = [key for sample in samples if (key := _key(sample)) is not None]
+        keys = [key for sample in samples if (key := sample.match_key) is not None]
         return cls(
             source if any(sample.captions for sample in samples) else None,
             source if len(set(keys)) < len(keys) else None,
@@ -95,11 +97,16 @@ class Evaluation:
     texts: Rows | None = None
 
 
-def evaluate(models: Mapping[str, DualEncoder], tasks: Tasks, workers: int = 1) -> list[Evaluation]:
+def evaluate(
+    models: Mapping[str, DualEncoder], tasks: Tasks, workers: int = 1, max_broken: int = MAX_BROKEN
+) -> list[Evaluation]:
     """Evaluate every model on the same pictures and captions; see :class:`Evaluation`.
 
+    Pictures that cannot be read are named and left out.
+
     Raises:
-        DataError: there is nothing to measure, or a source lacks the captions, labels or groups its task needs.
+        DataError: there is nothing to measure, a source lacks the captions, labels or groups its task needs, or
+            more than ``max_broken`` of its pictures cannot be read.
     """
     chosen = {name: source for name in ("retrieval", "image_retrieval", "zeroshot") if (source := getattr(tasks, name))}
     if not chosen:
@@ -108,7 +115,7 @@ def evaluate(models: Mapping[str, DualEncoder], tasks: Tasks, workers: int = 1) 
     galleries: dict[str, dict[str, Gallery]] = {}
     for task, source in chosen.items():
         if source.uri not in galleries:
-            galleries[source.uri] = _embed(models, source, workers)
+            galleries[source.uri] = _embed(models, source, workers, max_broken)
         for name, gallery in galleries[source.uri].items():
             found[name].galleries[task] = gallery
             found[name].skipped = max(found[name].skipped, len(source) - len(gallery.samples))
@@ -127,22 +134,38 @@ def embed_texts(encoder: DualEncoder, texts: Sequence[str]) -> Rows:
 
 
 @torch.no_grad()
-def _embed(models: Mapping[str, DualEncoder], source: Source, workers: int) -> dict[str, Gallery]:
+def _embed(models: Mapping[str, DualEncoder], source: Source, workers: int, max_broken: int) -> dict[str, Gallery]:
     """Embed every readable picture of a source under every model; each picture is decoded once."""
     inlets = {name: Inlet.of(encoder, "I") for name, encoder in models.items()}
     rows: dict[str, list[Rows]] = {name: [] for name in models}
     ids: set[str] = set()
+    skipped: list[tuple[str, str]] = []
     with progress(f"embedding {source.uri}", len(source), "pictures") as advance:
         for number, batch in enumerate(load(Batches(source, inlets, None), in_turn(len(source), BATCH), workers), 1):
             ids.update(batch.ids)
+            skipped += batch.skipped
             for name, encoder in models.items():
                 if batch.ids:
                     rows[name].append(_move_and(encoder, encoder.images, batch.pixels[name]))
             advance(min(number * BATCH, len(source)), "")
+    _tell_skipped(source, skipped, max_broken)
     samples = [sample for sample in (source[index] for index in range(len(source))) if sample.id in ids]
     if not samples:
         raise DataError(f"none of the {len(source)} pictures of {source.uri} can be read.")
     return {name: Gallery(samples, np.concatenate(rows[name])) for name in models}
+
+
+def _tell_skipped(source: Source, skipped: list[tuple[str, str]], max_broken: int) -> None:
+    """Name the pictures that were left out; raise DataError if there are more than allowed."""
+    for name, reason in skipped[:20]:
+        console.print(f"skipped {name}: {reason}", markup=False)
+    if len(skipped) > 20:
+        console.print(f"and {len(skipped) - 20} more")
+    if len(skipped) > max_broken:
+        raise DataError(
+            f"{len(skipped)} of {len(source)} pictures of {source.uri} cannot be read, {max_broken} are allowed. "
+            f"Run 'clipdistill data check {source.uri}', and repair or remove them."
+        )
 
 
 def _move_and(encoder: DualEncoder, tower: Callable[[Inputs], Tensor], inputs: Inputs) -> Rows:
@@ -176,7 +199,7 @@ def _retrieval(encoder: DualEncoder, gallery: Gallery, found: Evaluation) -> dic
 
 
 def _image_retrieval(gallery: Gallery) -> dict[str, float]:
-    metrics = retrieval.image_image(gallery.images, [_key(sample) for sample in gallery.samples])
+    metrics = retrieval.image_image(gallery.images, [sample.match_key for sample in gallery.samples])
     metrics.pop("image_to_image_left_out")
     if not metrics:
         raise DataError("image-to-image retrieval needs labels or groups that two pictures share, and no two do.")
@@ -201,14 +224,9 @@ def class_prompts(labels: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     if labels and set(labels) <= set(names):
         return names, ensembles["en"]
     names = sorted(set(labels))
-    chinese = any("\u4e00" <= letter <= "\u9fff" for name in names for letter in name)
+    chinese = any(map(is_chinese, names))
     readable = [name.replace("_", " ") for name in names]
     return names, zeroshot.prompts_for(readable, "zh" if chinese else "en")
-
-
-def _key(sample: Sample) -> str | None:
-    """What makes two pictures the same for image-to-image retrieval: the group, or else the label."""
-    return sample.group if sample.group is not None else sample.label
 
 
 def _about(name: str, encoder: DualEncoder) -> Evaluation:

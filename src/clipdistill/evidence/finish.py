@@ -20,8 +20,7 @@ def evaluate_run(config: RunConfig) -> Path | None:
 
     Returns the report written into the run folder, or None if the configuration names no data to evaluate on.
     """
-    wanted = config.evaluate
-    tasks = Tasks.open(None, wanted.retrieval, wanted.image_retrieval, wanted.zeroshot)
+    tasks = Tasks.open(**config.evaluate.uris())
     if tasks == Tasks():
         return None
     out = Path(config.out)
@@ -42,10 +41,21 @@ def compare_models(
     tasks = Tasks.open(data, retrieval, image_retrieval, zeroshot)
     if tasks == Tasks():
         raise ConfigError("name data to evaluate on: --data URI, or --retrieval, --image-retrieval, --zeroshot.")
+    if out is not None:
+        _check_out(out)
     named = dict(zip(_names(uris), uris, strict=True))
     if out is None:
         return evaluate({name: load(model_uri(uri)) for name, uri in named.items()}, tasks)
     return report_on(named, tasks, out, " / ".join(named))[0]
+
+
+def _check_out(out: Path) -> None:
+    """Refuse to write a report over a file, or into a folder that holds something else."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file. Name a folder.")
+    ours = (out / "report.json").is_file() or (out / RECORD).is_file()
+    if out.is_dir() and any(out.iterdir()) and not ours:
+        raise ConfigError(f"--out {out} holds other files. Name a new folder, or that of an earlier report.")
 
 
 def report_on(models: Mapping[str, str], tasks: Tasks, out: Path, title: str) -> tuple[list[Evaluation], Path]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -25,6 +26,7 @@ from clipdistill.models.huggingface import (
     load,
     read_config,
 )
+from clipdistill.models.inherit import inherit
 from clipdistill.models.preprocessing import clip_processor
 from clipdistill.models.vocabulary import end_token_id, fit_to_tower, read_tokenizer, train_tokenizer
 
@@ -72,6 +74,8 @@ class StudentSpec(BaseModel):
     ``pretrained`` a model to start from. ``tokenizer`` is ``auto`` (the teacher's where a student can read it, else
     trained), ``train`` (on the captions, ``vocab_size`` entries) or a folder or hub name. Sizes left out are the
     preset's: a changed ``width`` takes ``text_width`` along and sets the heads to about one in 64 channels.
+    ``inherit`` starts from chosen layers and first channels of the first teacher, or of ``inherit_from``; see
+    :func:`clipdistill.models.inherit.inherit`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,6 +95,8 @@ class StudentSpec(BaseModel):
     context_length: int | None = Positive
     tokenizer: str = "auto"
     vocab_size: int = 8192
+    inherit: Literal["tinyclip", "even"] | None = None
+    inherit_from: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> StudentSpec:
@@ -105,7 +111,14 @@ class StudentSpec(BaseModel):
                 )
         else:
             self.shape()
+        self._check_inheritance()
         return self
+
+    def _check_inheritance(self) -> None:
+        if self.inherit and self.pretrained:
+            raise ConfigError("student.inherit and student.pretrained are given; weights can come from only one.")
+        if self.inherit_from and not self.inherit:
+            raise ConfigError("student.inherit_from is given without student.inherit: add student.inherit=tinyclip.")
 
     def _changes(self) -> dict[str, int]:
         return {name: value for name in Preset.__dataclass_fields__ if (value := getattr(self, name)) is not None}
@@ -178,13 +191,35 @@ def build(
     embed_dim: int | None = None,
     seed: int = 0,
     teacher_transform: Transform | None = None,
+    donor: HuggingFaceEncoder | None = None,
 ) -> HuggingFaceEncoder:
     """Build a student on the CPU; the same spec, tokenizer and seed give the same weights.
 
     ``embed_dim`` is the teacher's joint width, taken where the spec names none. A new student prepares pictures as
-    CLIP does, at its own size, with the teacher's mean and deviation if a ``teacher_transform`` is given. The global
-    random state stays as it was. Raises :class:`ConfigError` and :class:`ModelError`.
+    CLIP does, at its own size, with the teacher's mean and deviation if a ``teacher_transform`` is given. A student
+    that inherits is of the ``donor``'s family, with the spec's sizes and the donor's other settings (activation,
+    ratio of the MLP to the width). The global random state stays as it was. Raises :class:`ConfigError` and
+    :class:`ModelError`.
     """
+    if spec.inherit is None:
+        return _build(spec, tokenizer, embed_dim, seed, teacher_transform, None)
+    if donor is None:
+        raise ConfigError(
+            "student.inherit needs a model to inherit from: add a teacher, or student.inherit_from=MODEL."
+        )
+    student = _build(spec, tokenizer, embed_dim, seed, teacher_transform, donor)
+    log.info("%s", inherit(student, donor, spec.inherit))
+    return student
+
+
+def _build(
+    spec: StudentSpec,
+    tokenizer: Any | None,
+    embed_dim: int | None,
+    seed: int,
+    teacher_transform: Transform | None,
+    donor: HuggingFaceEncoder | None,
+) -> HuggingFaceEncoder:
     if spec.pretrained:
         return load(spec.pretrained)
     if tokenizer is None:
@@ -192,6 +227,10 @@ def build(
     if spec.config:
         family, config = read_config(_config_folder(spec.config))
         processor = _processor_for(config, teacher_transform)
+    elif donor is not None:
+        config = _resized(donor.module.config, spec, embed_dim)
+        family = FAMILIES[config.model_type]
+        processor = _processor_like(donor, config, teacher_transform)
     else:
         shape = spec.shape(embed_dim)
         family, config = FAMILIES["clip"], clip_config(shape)
@@ -232,6 +271,28 @@ def _tower(width: int, layers: int, heads: int, embed_dim: int) -> dict[str, Any
     }
 
 
+def _resized(config: Any, spec: StudentSpec, embed_dim: int | None) -> Any:
+    """Return a copy of a dual encoder's configuration with the sizes of a spec."""
+    shape, config = spec.shape(embed_dim), copy.deepcopy(config)
+    text, vision = config.text_config, config.vision_config
+    _resize(vision, shape.width, shape.layers, shape.heads)
+    _resize(text, shape.text_width, shape.text_layers, shape.text_heads)
+    vision.image_size, vision.patch_size = shape.image_size, shape.patch_size
+    if hasattr(vision, "pooler_output_size"):
+        vision.pooler_output_size = shape.width
+    text.max_position_embeddings = spec.context_length or text.max_position_embeddings
+    if hasattr(text, "projection_size"):  # SigLIP's text tower ends at the width of the vision tower
+        text.projection_size = shape.width
+    else:
+        config.projection_dim = text.projection_dim = vision.projection_dim = shape.embed_dim
+    return config
+
+
+def _resize(tower: Any, width: int, layers: int, heads: int) -> None:
+    tower.intermediate_size = round(tower.intermediate_size * width / tower.hidden_size)
+    tower.hidden_size, tower.num_hidden_layers, tower.num_attention_heads = width, layers, heads
+
+
 def _with_random_weights(
     name: str, family: Family, config: Any, tokenizer: Any, processor: Any, seed: int
 ) -> HuggingFaceEncoder:
@@ -253,6 +314,12 @@ def _with_random_weights(
         module.logit_scale.data.fill_(math.log(10))
         module.logit_bias.data.fill_(-10)
     return HuggingFaceEncoder(name, module.eval(), tokenizer, processor)
+
+
+def _processor_like(donor: HuggingFaceEncoder, config: Any, like: Transform | None) -> Any:
+    """Return the donor's own image processor where the student sees pictures of the same size."""
+    same = config.vision_config.image_size == donor.module.config.vision_config.image_size  # type: ignore[union-attr]
+    return copy.deepcopy(donor.processor) if same else _processor_for(config, like)
 
 
 def _processor_for(config: Any, like: Transform | None) -> Any:

@@ -3,15 +3,13 @@
 ::
 
     checkpoints/step-00000200/
-        student.safetensors  graph.safetensors  [ema.safetensors]  optimiser.pt
+        student.safetensors  graph.safetensors  [ema.safetensors]  [pruning.safetensors]  optimiser.pt
         manifest.json        step, random state, checksums of the other files
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipdistill.errors import TrainingError
+from clipdistill.files import checksum, flush
+from clipdistill.progress import console
 
 MANIFEST = "manifest.json"
 
@@ -29,31 +29,55 @@ MANIFEST = "manifest.json"
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], optimiser: Any, keep: int) -> Path:
     """Write the checkpoint of ``step`` whole or not at all, then remove all but the newest ``keep``.
 
-    ``tensors`` maps a part (``student``, ``graph``, ``ema``) to its state.
+    ``tensors`` maps a part (``student``, ``graph``, ``ema``, ``pruning``) to its state.
     """
     target = folder / f"step-{step:08d}"
     fresh = folder / f".{target.name}.tmp"
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    for part, state in tensors.items():
-        # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
-        save_file(
-            {name: value.detach().contiguous().clone() for name, value in state.items()}, fresh / f"{part}.safetensors"
-        )
-    torch.save({"optimiser": optimiser, "random": torch.get_rng_state()}, fresh / "optimiser.pt")
-    manifest = {"step": step, "checksums": {path.name: _checksum(path) for path in sorted(fresh.iterdir())}}
-    (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    _flush(fresh)
+    try:
+        fresh.mkdir(parents=True)
+        _fill(fresh, step, tensors, optimiser)
+    except Exception as error:  # a full disk shows itself in each library's own class
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise TrainingError(
+            f"the checkpoint of step {step} could not be written to {folder}: {error}. Free some space, then go on "
+            "with the same command and --resume."
+        ) from error
     shutil.rmtree(target, ignore_errors=True)
     fresh.replace(target)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    for old in [path for path in sorted(folder.glob("step-*")) if path != target][: -keep + 1 or None]:
         shutil.rmtree(old)
     return target
 
 
+def _fill(fresh: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], optimiser: Any) -> None:
+    for part, state in tensors.items():
+        # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
+        clones = {name: value.detach().contiguous().clone() for name, value in state.items()}
+        save_file(clones, fresh / f"{part}.safetensors")
+    torch.save({"optimiser": optimiser, "random": torch.get_rng_state()}, fresh / "optimiser.pt")
+    manifest = {"step": step, "checksums": {path.name: checksum(path) for path in sorted(fresh.iterdir())}}
+    (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    flush(fresh)
+
+
 def newest(folder: Path) -> Path | None:
-    """Return the newest undamaged checkpoint, or None; damaged ones are skipped."""
-    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if _is_whole(path)), None)
+    """Return the newest undamaged checkpoint, or None if there is none at all; damaged newer ones are removed.
+
+    Raises:
+        TrainingError: there are checkpoints, and all of them are damaged.
+    """
+    found = sorted(folder.glob("step-*"), reverse=True)
+    whole = next((path for path in found if _is_whole(path)), None)
+    if found and whole is None:
+        raise TrainingError(
+            f"every checkpoint in {folder} is damaged ({', '.join(path.name for path in found)}). "
+            "Remove the folder to start from the first step, or start anew in another out."
+        )
+    for damaged in found[: found.index(whole)] if whole else []:
+        console.print(f"the checkpoint {damaged} is damaged and removed; going back to the one before", markup=False)
+        shutil.rmtree(damaged)
+    return whole
 
 
 def load(path: Path, parts: list[str], device: torch.device) -> tuple[int, dict[str, dict[str, Tensor]], Any]:
@@ -76,27 +100,6 @@ def load(path: Path, parts: list[str], device: torch.device) -> tuple[int, dict[
 def _is_whole(path: Path) -> bool:
     try:
         checksums = json.loads((path / MANIFEST).read_text())["checksums"]
-        return all(_checksum(path / name) == checksum for name, checksum in checksums.items())
+        return all(checksum(path / name) == expected for name, expected in checksums.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file.read())
-        )
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _flush(folder: Path) -> None:
-    """Force the files to disk before the rename makes them count."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

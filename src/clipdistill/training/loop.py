@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipdistill.algebra.graph import MAX_SCALE, Losses
+from clipdistill.algebra.graph import Losses
+from clipdistill.algebra.recipe import MAX_SCALE
 from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch, load
-from clipdistill.errors import ConfigError, DataError, TrainingError
+from clipdistill.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.progress import console, progress
 from clipdistill.training import checkpoint, run_folder
-from clipdistill.training.preflight import preflight, raise_unless_finite
+from clipdistill.training.preflight import count, preflight, raise_unless_finite
+from clipdistill.training.pruning import Pruning
 from clipdistill.training.run_folder import Log
 from clipdistill.training.schedule import factor
 from clipdistill.training.setup import Setup, choose_device, choose_precision, prepare
@@ -35,10 +37,6 @@ class Run:
     folder: Path
     student: Path
     steps: int
-
-
-class InterruptedRunError(TrainingError):
-    """The user stopped the run; a checkpoint was written."""
 
 
 @dataclass
@@ -60,21 +58,27 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
         ClipdistillError: anything in the configuration, the data or the models does not fit; before step one
             nothing is written.
     """
-    config = run_folder.check_same(config) if resume else config
-    if not resume:
+    if config.stages:
+        raise ConfigError("this run has stages; train it with clipdistill.training.stages.train.")
+    if resume:
+        config = run_folder.check_same(config)
+    else:
+        config = run_folder.resolved(config)
         run_folder.check_new(config)
     precision = choose_precision(choose_device(config.train.device), config.train.precision)
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
-    setup = prepare(config)
+    setup, tasks = prepare(config), Tasks.open(**config.evaluate.uris())
     folder = Path(config.out)
-    if not resume:
+    marks = {teacher.letter: teacher.fingerprint for teacher in setup.teachers}
+    if resume:
+        run_folder.check_inputs(folder, setup.source.fingerprint, marks)
+    else:
         findings = preflight(setup, folder)
         console.print(str(findings), markup=False)
-        marks = {teacher.letter: teacher.fingerprint for teacher in setup.teachers}
         run_folder.create(config, run_folder.record(config, setup.source.fingerprint, marks, findings.facts))
     state = _start(setup, folder)
     with _interruptible() as stop:
-        _train(setup, folder, state, stop)
+        _train(setup, folder, state, tasks, stop)
     _finish(setup, folder, state)
     return Run(folder, folder / run_folder.STUDENT, setup.plan.steps)
 
@@ -86,11 +90,13 @@ def _start(setup: Setup, folder: Path) -> State:
     state = State(ema=_copy(setup.student.module) if with_ema else None)
     path = checkpoint.newest(folder / "checkpoints")
     if path is not None:
-        parts = ["student", "graph", *(["ema"] if with_ema else [])]
-        state.step, tensors, optimiser = checkpoint.load(path, parts, setup.device)
+        parts = ["student", "graph", *(["ema"] if with_ema else []), *(["pruning"] if setup.pruning else [])]
+        state.step, tensors, optimisers = checkpoint.load(path, parts, setup.device)
+        if setup.pruning is not None and setup.pruning.restore(tensors["pruning"], optimisers["pruning"]):
+            setup.fold()
         setup.student.module.load_state_dict(tensors["student"])
         setup.graph.load_state_dict(tensors["graph"])
-        setup.optimiser.load_state_dict(optimiser)
+        setup.optimiser.load_state_dict(optimisers["student"])
         state.ema = tensors.get("ema")
         console.print(f"resuming after step {state.step} from {path}", markup=False)
     for name in (run_folder.LOG, run_folder.SKIPPED):
@@ -99,24 +105,26 @@ def _start(setup: Setup, folder: Path) -> State:
     return state
 
 
-def _train(setup: Setup, folder: Path, state: State, stop: list[bool]) -> None:
+def _train(setup: Setup, folder: Path, state: State, tasks: Tasks, stop: list[bool]) -> None:
     train, plan = setup.config.train, setup.plan
     log, log_every = Log(folder / run_folder.LOG), max(1, train.log_every.steps(plan))
     save_every = max(1, train.checkpoint_every.steps(plan))
-    tasks, every = _evaluation(setup)
+    every = config_every.steps(plan) if (config_every := setup.config.evaluate.every) else 0
     stream = _stream(setup, state.step)
     started, first = time.monotonic(), state.step
     with progress("training", plan.steps, "steps", done=state.step) as advance:
         while state.step < plan.steps:
             losses, norm = _step(setup, state, stream, folder)
             state.step += 1
+            if setup.pruning is not None and state.step == setup.pruning.at:
+                _fold(setup, setup.pruning, state)
             last = state.step == plan.steps
             if state.step % log_every == 0 or last or state.step == 1:
                 rate = (state.step - first) * plan.batch_size / (time.monotonic() - started)
                 log.write(_entry(setup, state.step, losses, norm, rate))
             advance(state.step, f"loss {float(losses.total.detach()):.4f}")
             if every and state.step % every == 0:
-                log.write({"step": state.step, "metrics": _metrics(setup, tasks)})
+                log.write({"step": state.step, "metrics": _metrics(setup, state, tasks)})
             if state.step % save_every == 0 or last or stop[0]:
                 _save(setup, folder, state)
             if stop[0] and not last:
@@ -143,28 +151,37 @@ def _step(setup: Setup, state: State, stream: Iterator[Batch], folder: Path) -> 
         )
     warmup, decay = train.warmup.steps(plan), train.decay.steps(plan)
     setup.optimiser.step(factor(state.step, plan.steps, warmup, train.schedule, decay))
+    if setup.pruning is not None and not setup.pruning.folded:
+        setup.pruning.step(state.step)
     _clamp(setup)
     if state.ema is not None and train.ema is not None:
         _average(state.ema, setup.student.module, min(train.ema, (1 + state.step) / (10 + state.step)))
     return losses, norm
 
 
-def _evaluation(setup: Setup) -> tuple[Tasks, int]:
-    """What the student is tried on while it trains, and every how many steps (0: never)."""
-    wanted = setup.config.evaluate
-    if wanted.every is None:
-        return Tasks(), 0
-    tasks = Tasks.open(None, wanted.retrieval, wanted.image_retrieval, wanted.zeroshot)
-    if tasks == Tasks():
-        raise ConfigError("evaluate.every is given, but no data: add evaluate.retrieval=URI, for instance.")
-    return tasks, max(1, wanted.every.steps(setup.plan))
+def _fold(setup: Setup, pruning: Pruning, state: State) -> None:
+    """Go on with the pruned student; its averaged weights begin anew."""
+    before, reached = count(setup.student.module), pruning.sparsity()
+    setup.fold()
+    state.ema = None if state.ema is None else _copy(setup.student.module)
+    masks = ", ".join(f"{tower} {share:.0%}" for tower, share in reached.items())
+    console.print(
+        f"pruned at step {state.step}: {before / 1e6:.2f}M parameters became "
+        f"{count(setup.student.module) / 1e6:.2f}M (the masks had reached: {masks})"
+    )
 
 
-def _metrics(setup: Setup, tasks: Tasks) -> dict[str, float]:
-    """Evaluate the student as it stands, in percent, and go on training."""
+def _metrics(setup: Setup, state: State, tasks: Tasks) -> dict[str, float]:
+    """Evaluate the student as it would be saved now, in percent, and go on training."""
+    module = setup.student.module
+    own = _copy(module) if state.ema is not None else None
+    if state.ema is not None:
+        module.load_state_dict(state.ema)
     with torch.random.fork_rng(devices=[]):
         (found,) = evaluate({"student": setup.student}, tasks, setup.config.train.workers)
-    setup.student.module.train()
+    if own is not None:
+        module.load_state_dict(own)
+    module.train()
     return found.metrics
 
 
@@ -176,9 +193,9 @@ def _stream(setup: Setup, step: int) -> Iterator[Batch]:
 
 @torch.no_grad()
 def _clamp(setup: Setup) -> None:
-    """Keep logit scales within [1, 100], as CLIP does after every step."""
+    """Keep logit scales within [1, 100], as CLIP does after every step; SigLIP's, which has a bias, is free."""
     setup.graph.clamp_()
-    if setup.student.log_scale is not None:
+    if setup.student.log_scale is not None and setup.student.bias is None:
         setup.student.log_scale.clamp_(0, math.log(MAX_SCALE))
 
 
@@ -190,7 +207,12 @@ def _note_skipped(setup: Setup, state: State, batch: Batch, folder: Path) -> Non
             Log(folder / run_folder.SKIPPED).write({"step": state.step, "id": name, "reason": reason})
             console.print(f"skipped {name}: {reason}", markup=False)
     limit = setup.config.train.max_broken
-    if len(state.skipped) > limit or len(batch.ids) < 2:
+    if len(batch.ids) < 2:
+        raise DataError(
+            f"fewer than two samples of the batch at step {state.step + 1} can be read; see "
+            f"{folder / run_folder.SKIPPED}. Repair or remove them, or raise train.batch_size."
+        )
+    if len(state.skipped) > limit:
         raise DataError(
             f"{len(state.skipped)} samples of {setup.config.data} cannot be read, train.max_broken allows {limit}; "
             f"they are listed in {folder / run_folder.SKIPPED}. Run 'clipdistill data check {setup.config.data}', "
@@ -202,7 +224,7 @@ def _entry(setup: Setup, step: int, losses: Losses, norm: Tensor, rate: float) -
     plan = setup.plan
     warmup, decay = setup.config.train.warmup.steps(plan), setup.config.train.decay.steps(plan)
     share = factor(step - 1, plan.steps, warmup, setup.config.train.schedule, decay)
-    return {
+    entry = {
         "step": step,
         "epoch": round(step / plan.steps_per_epoch, 4),
         "samples": step * plan.batch_size,
@@ -213,14 +235,20 @@ def _entry(setup: Setup, step: int, losses: Losses, norm: Tensor, rate: float) -
         "lr": setup.config.train.lr * share,
         "samples_per_second": round(rate, 1),
     }
+    if setup.pruning is not None and not setup.pruning.folded:
+        entry["sparsity"] = setup.pruning.sparsity()
+    return entry
 
 
 def _save(setup: Setup, folder: Path, state: State) -> None:
     tensors = {"student": setup.student.module.state_dict(), "graph": setup.graph.state_dict()}
     if state.ema is not None:
         tensors["ema"] = state.ema
+    optimisers: dict[str, Any] = {"student": setup.optimiser.state_dict()}
+    if setup.pruning is not None:
+        tensors["pruning"], optimisers["pruning"] = setup.pruning.tensors(), setup.pruning.optimisers()
     keep = setup.config.train.keep_checkpoints
-    checkpoint.save(folder / "checkpoints", state.step, tensors, setup.optimiser.state_dict(), keep)
+    checkpoint.save(folder / "checkpoints", state.step, tensors, optimisers, keep)
 
 
 def _finish(setup: Setup, folder: Path, state: State) -> None:
@@ -234,7 +262,13 @@ def _finish(setup: Setup, folder: Path, state: State) -> None:
         "teachers": config.teachers,
         "recipe": setup.recipe.to_dict(),
         "data": {"uri": config.data, "fingerprint": setup.source.fingerprint},
-        "training": {"steps": setup.plan.steps, "batch_size": setup.plan.batch_size, "seed": config.seed},
+        "training": {
+            "steps": setup.plan.steps,
+            "batch_size": setup.plan.batch_size,
+            "seed": config.seed,
+            "weights inherited": config.student.inherit,
+            "pruned by": config.prune and config.prune.sparsity,
+        },
         "pretrained": config.student.pretrained,
     }
     setup.student.save(folder / run_folder.STUDENT, card)

@@ -133,9 +133,9 @@ def _one_step(setup: Setup, batch: Batch, findings: Findings) -> None:
         losses = setup.losses(batch)
         raise_unless_finite(losses, 0)
         losses.total.backward()  # type: ignore[no-untyped-call]
+        _wait(setup)
     seconds = (time.perf_counter() - started) * setup.config.train.accumulate
-    for parameter in setup.optimiser.parameters:
-        parameter.grad = None
+    setup.forget_gradients()
     for name, buffer in module.named_buffers():
         buffer.copy_(buffers[name])
     findings.facts["steps"] = (
@@ -144,7 +144,14 @@ def _one_step(setup: Setup, batch: Batch, findings: Findings) -> None:
     findings.facts["estimated time"] = (
         f"{_clock(seconds * setup.plan.steps)} (first step, without warm-up: an upper guess)"
     )
-    findings.facts["peak memory so far"] = f"{peak_memory() / 1e9:.2f} GB"
+    state = (count(module) + count(setup.graph)) * 4 * (_NUMBERS_PER_WEIGHT - 1)
+    findings.facts["estimated memory"] = f"{(peak_memory(setup.device) + state) / 1e9:.2f} GB on {setup.device.type}"
+
+
+def _wait(setup: Setup) -> None:
+    """Let a GPU finish what it was given, so that time can be taken."""
+    if setup.device.type == "cuda":
+        torch.cuda.synchronize(setup.device)
 
 
 def _disk(setup: Setup, out: Path, findings: Findings) -> None:
@@ -165,8 +172,10 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
+def peak_memory(device: torch.device) -> int:
+    """The most memory used so far, in bytes: by tensors on a GPU, by this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

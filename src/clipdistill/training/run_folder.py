@@ -19,13 +19,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig, load_run
 from clipdistill.errors import ConfigError
+from clipdistill.files import write_text
 from clipdistill.models.bundle import versions
 
 CONFIG, RECORD, LOG, SKIPPED, STUDENT = "config.yaml", "run.json", "log.jsonl", "skipped.jsonl", "student"
-#: What may differ between a run and its continuation, because it changes no number.
+#: What may differ between a run and its continuation: data and teachers are compared by their content, and the rest
+#: changes no weight.
 _FREE = {
+    ("data",),
+    ("evaluate", "retrieval"),
+    ("evaluate", "image_retrieval"),
+    ("evaluate", "zeroshot"),
+    ("train", "max_broken"),
     ("out",),
     ("train", "workers"),
     ("train", "log_every"),
@@ -43,11 +51,18 @@ def create(config: RunConfig, record: Mapping[str, Any]) -> Path:
     return folder
 
 
+def resolved(config: RunConfig) -> RunConfig:
+    """The same run with its recipe spelled out: a name or a file could mean something else tomorrow."""
+    return config.model_copy(update={"recipe": Recipe.load(config.recipe).to_dict()})
+
+
 def check_new(config: RunConfig) -> None:
     """Refuse an output folder that holds anything; raises ConfigError with the two ways on."""
     folder = Path(config.out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out={folder} is a file. Name a folder that does not exist yet.")
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        kind = "cannot be written to" if above.is_dir() else "is a file"
+        raise ConfigError(f"out={folder}: {above} {kind}. Name a folder that can be made.")
     if folder.is_dir() and any(folder.iterdir()):
         hint = "Add --resume to go on with the run in it, or name" if (folder / CONFIG).is_file() else "Name"
         raise ConfigError(f"out={folder} is not empty. {hint} another folder.")
@@ -62,14 +77,16 @@ def check_same(config: RunConfig) -> RunConfig:
     path = Path(config.out) / CONFIG
     if not path.is_file():
         raise ConfigError(f"--resume: there is no run in {config.out} (no {CONFIG}). Start it without --resume.")
-    recorded = load_run(path)
+    recorded, config = load_run(path), resolved(config)
     was, now = _leaves(recorded.model_dump()), _leaves(config.model_dump())
     if config.train.precision == "auto":
         now["train", "precision"] = was["train", "precision"]
     changed = [
-        f"{'.'.join(key)}: was {was.get(key)}, now {now.get(key)}"
+        "recipe: its terms are others"
+        if key == ("recipe",)
+        else f"{'.'.join(key)}: was {was.get(key)}, now {now.get(key)}"
         for key in sorted(was.keys() | now.keys())
-        if key not in _FREE and str(was.get(key)) != str(now.get(key))
+        if key not in _FREE and key[0] != "teachers" and str(was.get(key)) != str(now.get(key))
     ]
     if changed:
         raise ConfigError(
@@ -78,6 +95,22 @@ def check_same(config: RunConfig) -> RunConfig:
         )
     train = config.train.model_copy(update={"precision": recorded.train.precision})
     return config.model_copy(update={"train": train})
+
+
+def check_inputs(folder: Path, data: str, teachers: Mapping[str, str]) -> None:
+    """Refuse to resume on other data or with other teachers than the run began with; raises ConfigError."""
+    recorded = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    if recorded["data"]["fingerprint"] != data:
+        raise ConfigError(
+            f"--resume: the data of the run in {folder} ({recorded['data']['uri']}) have changed since it was started. "
+            "Put them back as they were, or start anew in another folder."
+        )
+    for letter, mark in teachers.items():
+        if recorded["teachers"][letter]["fingerprint"] != mark:
+            raise ConfigError(
+                f"--resume: teacher {letter} of the run in {folder} ({recorded['teachers'][letter]['uri']}) is not the "
+                "model it was. Put it back, or start anew in another folder."
+            )
 
 
 def record(
@@ -126,13 +159,6 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             return
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def _leaves(tree: Mapping[str, Any], at: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

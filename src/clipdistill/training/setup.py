@@ -26,6 +26,7 @@ from clipdistill.models.masking import masked_images
 from clipdistill.models.students import build, choose_tokenizer
 from clipdistill.teachers.teacher import LiveTeacher, Teacher
 from clipdistill.training.optimisers import Optimiser
+from clipdistill.training.pruning import Pruning
 
 IMAGE, MASKED = Node(STUDENT, "I"), Node(STUDENT, "I", "masked")
 #: A tokenizer is trained on at most so many captions.
@@ -48,6 +49,21 @@ class Setup:
     plan: Plan
     device: torch.device
     autocast: AbstractContextManager[None]
+    pruning: Pruning | None = None
+
+    def fold(self) -> None:
+        """Replace a student under masks by the smaller one that they leave, with a new optimiser."""
+        assert self.pruning is not None
+        self.student = self.pruning.fold()
+        self.student.module.train()
+        self.optimiser = Optimiser([self.student.module, self.graph], self.config.train)
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients of everything that learns."""
+        for parameter in self.optimiser.parameters:
+            parameter.grad = None
+        if self.pruning is not None:
+            self.pruning.forget_gradients()
 
     def losses(self, batch: Batch) -> Losses:
         """One forward pass: student towers, teachers, graph."""
@@ -107,6 +123,7 @@ def prepare(config: RunConfig) -> Setup:
         plan=plan,
         device=device,
         autocast=autocast,
+        pruning=Pruning(student, config.prune, plan) if config.prune else None,
     )
 
 
@@ -164,6 +181,12 @@ def _check_letters(recipe: Recipe, config: RunConfig) -> None:
                 f"recipe {recipe.name}, term {recipe.providers(node)} needs node {node}, but no teacher "
                 f"'{node.model}' is given. Add teachers.{node.model}=MODEL, or choose another recipe."
             )
+    for letter in recipe.teachers:
+        if letter not in config.teachers:
+            raise RecipeError(
+                f"recipe {recipe.name} uses the logit scale of teacher '{letter}', which is not given. "
+                f"Add teachers.{letter}=MODEL, or write the scale as a number."
+            )
     for letter in config.teachers:
         if letter not in recipe.teachers:
             raise ConfigError(
@@ -191,16 +214,16 @@ def _sides(recipe: Recipe, letter: str) -> str:
 
 
 def _student(config: RunConfig, source: Source, first_teacher: HuggingFaceEncoder | None) -> HuggingFaceEncoder:
-    """Build the student: what it does not name is as in the model it inherits from, else as in the first teacher.
-
-    The joint width is the first teacher's where there is one.
+    """Build the student: its tokenizer, joint width and normalisation are those of the model it inherits from, else
+    the first teacher's, where it names none. A student to be pruned is a copy of the first teacher.
     """
     spec = config.student
-    donor = load(spec.inherit_from) if spec.inherit_from else first_teacher
-    like, width = donor or first_teacher, (first_teacher or donor or None)
+    if config.prune and first_teacher and not spec.pretrained:
+        return load(first_teacher.uri)
+    like = load(spec.inherit_from) if spec.inherit_from else first_teacher
     tokenizer = choose_tokenizer(spec, like and like.tokenizer, _captions(source))
-    transform = like.transform if like else None
-    return build(spec, tokenizer, width.width if width else None, config.seed, transform, donor)
+    width, transform = (like.width, like.transform) if like else (None, None)
+    return build(spec, tokenizer, width, config.seed, transform, like)
 
 
 def _captions(source: Source) -> Iterator[str]:

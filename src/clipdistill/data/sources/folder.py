@@ -40,10 +40,16 @@ def _refuse_splits(root: Path) -> None:
 
 
 def _walk(root: Path) -> list[str]:
-    """List all files below ``root`` but hidden ones: sorted paths with forward slashes."""
-    found = []
+    """List all files below ``root`` but hidden ones: sorted paths with forward slashes.
+
+    Links are followed, but into no folder twice: a link to a folder above it would never end.
+    """
+    found: list[str] = []
+    seen = {os.path.realpath(root)}
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = {name: os.path.realpath(Path(folder) / name) for name in sorted(folders)}
+        folders[:] = [name for name in real if not name.startswith(".") and real[name] not in seen]
+        seen.update(real[name] for name in folders)
         inside = Path(folder).relative_to(root)
         found += [(inside / name).as_posix() for name in files if not name.startswith(".")]
     return sorted(found)

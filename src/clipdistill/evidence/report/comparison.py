@@ -106,7 +106,7 @@ def share(value: float | None) -> str:
 
 
 def _row(metric: str, evaluations: Sequence[Evaluation]) -> Row:
-    group, label = _label(metric)
+    group, name = label(metric)
     values = [_finite(found.metrics.get(metric)) for found in evaluations]
     gain, closed = None, None
     changes = [_difference(value, values[0]) for value in values]
@@ -117,7 +117,7 @@ def _row(metric: str, evaluations: Sequence[Evaluation]) -> Row:
         gap = _difference(by_name["teacher"], by_name["baseline"])
         closed = 100 * gain / gap if gain is not None and gap is not None and gap > 0 else None
     changes[0] = None
-    return Row(group, label, values, changes, _best(evaluations, values), gain, closed)
+    return Row(group, name, values, changes, _best(evaluations, values), gain, closed)
 
 
 def _best(evaluations: Sequence[Evaluation], values: Sequence[float | None]) -> list[bool]:
@@ -130,7 +130,8 @@ def _best(evaluations: Sequence[Evaluation], values: Sequence[float | None]) -> 
     return [text == points(max(known)) for text in shown]
 
 
-def _label(metric: str) -> tuple[str, str]:
+def label(metric: str) -> tuple[str, str]:
+    """Return the group a metric is shown in, and what it is called there."""
     if metric in _LABELS:
         return _LABELS[metric]
     for prefix, group in _GROUPS.items():

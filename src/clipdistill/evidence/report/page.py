@@ -28,7 +28,8 @@ def page(evaluations: Sequence[Evaluation], title: str, curves: Curves, facts: M
     names = list(dict.fromkeys([*(evaluation.name for evaluation in evaluations), *curves]))
     album = Album()
     rows = comparison.rows(evaluations)
-    return _render(
+    return render(
+        "page.html.j2",
         title=title,
         headline=_headline(evaluations, rows),
         evaluations=evaluations,
@@ -48,16 +49,20 @@ def page(evaluations: Sequence[Evaluation], title: str, curves: Curves, facts: M
     )
 
 
-def _render(**content: Any) -> str:
+def render(template: str, **content: Any) -> str:
+    """Fill in one of the templates beside this file."""
     jinja2 = need("jinja2", "train")
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     for write in (comparison.points, comparison.change, comparison.share):
         environment.filters[write.__name__] = write
     environment.tests["chinese"] = is_chinese
-    template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
-    return str(environment.from_string(template).render(content))
+    return str(environment.get_template(template).render(content))
 
 
 def _headline(evaluations: Sequence[Evaluation], rows: Sequence[comparison.Row]) -> comparison.Row | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,8 @@ _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 #: Series by number (its colour and pattern): the points' x and y.
 Series = Mapping[int, tuple[Sequence[float], Sequence[float]]]
+#: Puts marks on the axes of a chart.
+Paint = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def recall_chart(title: str, curves: Mapping[int, Sequence[float]]) -> Chart:
     longest = max(len(curve) for curve in curves.values())
     ticks = [k for k in (1, 2, 5, 10, 20, 50) if k <= longest]
     highest = max(max(curve) for curve in curves.values())
-    return Chart(title, _draw(title, series, "k", ticks=ticks, top=min(103.0, highest * 1.08) or 1.0))
+    return Chart(title, _draw(title, _lines(series), "k", ticks=ticks, top=min(103.0, highest * 1.08) or 1.0))
 
 
 def loss_chart(title: str, curves: Series) -> Chart | None:
@@ -78,37 +80,70 @@ def loss_chart(title: str, curves: Series) -> Chart | None:
     if not series:
         return None
     values = [value for _, ys in series.values() for value in ys]
-    return Chart(title, _draw(title, series, "step", log=min(values) > 0 and max(values) > _LOG_RATIO * min(values)))
+    log = min(values) > 0 and max(values) > _LOG_RATIO * min(values)
+    return Chart(title, _draw(title, _lines(series), "step", log=log))
+
+
+def metric_chart(title: str, curves: Series) -> Chart:
+    """Draw a metric in percent over steps, by series number."""
+    highest = max(max(values) for _, values in curves.values())
+    return Chart(title, _draw(title, _lines(curves), "step", top=min(103.0, highest * 1.08) or 1.0))
+
+
+def scatter_chart(title: str, dots: Mapping[int, tuple[float, float]], label: str) -> Chart:
+    """Draw one point per model at (x, y), with its number beside it; ``label`` says what x is."""
+
+    def paint(axes: Any) -> None:
+        for number, (x, y) in dots.items():
+            axes.plot([x], [y], "o", color=_SERIES[number % COLOURS], markersize=4)
+            axes.annotate(str(number), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        axes.margins(0.12)
+
+    return Chart(title, _draw(title, paint, label, whole=False))
+
+
+def _lines(series: Series) -> Paint:
+    def paint(axes: Any) -> None:
+        for number, (xs, ys) in series.items():
+            dashes = DASHES[(number + number // COLOURS) % len(DASHES)]
+            style: Any = (0, dashes) if dashes else "-"
+            axes.plot(xs, ys, color=_SERIES[number % COLOURS], linestyle=style, linewidth=1.6)
+
+    return paint
 
 
 def _draw(
-    name: str, series: Series, label: str, ticks: Sequence[int] = (), top: float | None = None, log: bool = False
+    name: str,
+    paint: Paint,
+    label: str,
+    ticks: Sequence[int] = (),
+    top: float | None = None,
+    log: bool = False,
+    whole: bool = True,
 ) -> str:
+    """Draw what ``paint`` puts on the axes; ``whole`` keeps the ticks of x to whole numbers."""
     matplotlib = need("matplotlib", "train")
     need("matplotlib.backends.backend_svg", "train")
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = need("matplotlib.figure", "train").Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
-        for number, (xs, ys) in series.items():
-            dashes = DASHES[number % len(DASHES)]
-            style: Any = (0, dashes) if dashes else "-"
-            axes.plot(xs, ys, color=_SERIES[number % COLOURS], linestyle=style, linewidth=1.6)
+        paint(axes)
         axes.set_xlabel(label)
-        _scale_x(axes, ticks)
+        _scale_x(axes, ticks, whole)
         _scale_y(axes, top, log)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata=_METADATA)
     return _inline(file.getvalue())
 
 
-def _scale_x(axes: Any, ticks: Sequence[int]) -> None:
+def _scale_x(axes: Any, ticks: Sequence[int], whole: bool) -> None:
     if ticks:
         axes.set_xscale("log")
         axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
         axes.minorticks_off()
     else:
         ticker = need("matplotlib.ticker", "train")
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=_STEPS, integer=True))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=_STEPS, integer=whole))
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(_plain))
 
 

@@ -27,10 +27,10 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
     for header in [*(found.name for found in evaluations), *(("gain", "gap closed") if trio else ())]:
         result.add_column(Text(header), justify="right", overflow="fold")
     for size in sizes(evaluations):
-        result.add_row(size.label, *map(_plain, size.texts))
+        result.add_row(size.label, *map(ascii_signs, size.texts))
     result.add_section()
     for row in rows(evaluations):
-        extra = (_plain(change(row.gain)), _plain(share(row.closed))) if trio else ()
+        extra = (ascii_signs(change(row.gain)), ascii_signs(share(row.closed))) if trio else ()
         result.add_row(f"{row.group}, {row.label}", *_cells(row), *extra)
     return result
 
@@ -38,13 +38,13 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
 def _cells(row: Row) -> list[Text]:
     cells = []
     for value, difference, best in zip(row.values, row.changes, row.best, strict=True):
-        cell = Text(_plain(points(value)), style="bold" if best else "")
+        cell = Text(ascii_signs(points(value)), style="bold" if best else "")
         if difference is not None:
-            cell.append(f"  {_plain(change(difference)):>5}", style="dim not bold")
+            cell.append(f"  {ascii_signs(change(difference)):>5}", style="dim not bold")
         cells.append(cell)
     return cells
 
 
-def _plain(text: str) -> str:
+def ascii_signs(text: str) -> str:
     """Write signs and dashes with the hyphen that every terminal and encoding has."""
     return text.translate({ord("\N{MINUS SIGN}"): "-", ord("–"): "-", ord("\N{NO-BREAK SPACE}"): " "})

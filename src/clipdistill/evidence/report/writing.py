@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clipdistill.errors import DataError
 from clipdistill.evidence.report.page import Curves, page
 from clipdistill.evidence.report.results import as_dict, clip_benchmark, plain
+from clipdistill.files import write_text
 
 if TYPE_CHECKING:
     from clipdistill.evaluation.evaluate import Evaluation
@@ -39,18 +40,17 @@ def write_report(
     html = page(evaluations, title, curves or {}, facts)
     (out / "clip_benchmark").mkdir(parents=True, exist_ok=True)
     for name, content in clip_benchmark(evaluations, facts).items():
-        _write(out / "clip_benchmark" / name, _json(content))
-    _write(out / "report.json", _json({"title": title, **as_dict(evaluations), "facts": plain(facts)}))
-    _write(out / "report.html", html)
+        write_file(out / "clip_benchmark" / name, to_json(content))
+    write_file(out / "report.json", to_json({"title": title, **as_dict(evaluations), "facts": plain(facts)}))
+    write_file(out / "report.html", html)
     return out / "report.html"
 
 
-def _json(content: Mapping[str, Any]) -> str:
+def to_json(content: Mapping[str, Any]) -> str:
+    """Return JSON as files of a report hold it."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
     """Write UTF-8; the odd byte of a file name that is none becomes a question mark."""
-    from clipdistill.training.run_folder import write_text  # brings torch, which the table does without
-
     write_text(path, text.encode("utf-8", "replace").decode("utf-8"))

@@ -1,0 +1,148 @@
+"""Compare: train every cell of a grid for every seed, measure all students on the same data, say what is noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from clipdistill.config import EvaluateConfig, load_run
+from clipdistill.errors import ConfigError
+from clipdistill.evaluation.evaluate import Evaluation, Tasks
+from clipdistill.evidence.cells import Job, Known, jobs, run_all, teacher_job
+from clipdistill.evidence.finish import compare_models
+from clipdistill.evidence.grid import METRICS, Grid, evaluate_keys, main_teacher
+from clipdistill.evidence.measure import Judge, learning_curve, training_seconds
+from clipdistill.evidence.outcome import Line, Outcome, Trial
+from clipdistill.evidence.report.comparison import change, points, share
+from clipdistill.evidence.report.grid_page import metric_name, write_grid_report
+from clipdistill.evidence.report.terminal import ascii_signs
+from clipdistill.training.run_folder import CONFIG
+
+
+def compare(grid: Grid, out: Path, at_once: int = 1) -> tuple[Outcome, Path]:
+    """Run a grid in the folder ``out``, and write comparison.csv, report.json and report.html there.
+
+    Runs that are finished are not run again, and students that are measured are not measured again. ``at_once`` runs
+    are trained in parallel. Returns what was found, and the page.
+
+    Raises:
+        ClipdistillError: anything does not fit, or a run failed; run the same again to go on.
+    """
+    if at_once < 1:
+        raise ConfigError(f"--jobs is {at_once}; expected 1 or more.")
+    tasks, known = Tasks.open(**grid.evaluate.uris()), Known()
+    first = teacher_job(grid, out, known)
+    run_all([first] if first else [])
+    trained = str(first.student) if first else None
+    work = jobs(grid, out, known, trained)
+    run_all(work, at_once)
+    judge = Judge(tasks, known, trained or _given_teacher(grid))
+    outcome = _outcome(grid, work, judge, out)
+    page = write_grid_report(outcome, out, f"clipdistill compare: {grid.name}", _facts(grid, work, first))
+    return outcome, page
+
+
+def compare_runs(runs: Sequence[str], overrides: Sequence[str], out: Path) -> list[Evaluation]:
+    """Put finished runs, or any models, side by side, and write the report into ``out``.
+
+    They are tried on the data that overrides such as ``evaluate.retrieval=URI`` name, or else on what the runs' own
+    configurations name.
+
+    Raises:
+        ConfigError: there is one model only, no data, or the runs name different data.
+    """
+    if len(runs) < 2:
+        raise ConfigError(
+            "name a grid (a YAML file, --grid NAME or --recipes A,B), or two or more finished runs to compare."
+        )
+    wanted = evaluate_keys(overrides) or _recorded(runs)
+    retrieval, image_retrieval, zeroshot = (wanted.get(task) for task in METRICS)
+    return compare_models(runs, None, retrieval, image_retrieval, zeroshot, out)
+
+
+def tables(outcome: Outcome) -> list[Table]:
+    """Return one table per headline metric for the terminal, cells as rows.
+
+    The best mean is bold, an interval that holds zero is dim.
+    """
+    return [_table(outcome, metric) for metric in outcome.headline]
+
+
+def _outcome(grid: Grid, work: Sequence[Job], judge: Judge, out: Path) -> Outcome:
+    trials: dict[str, dict[int, Trial]] = {cell: {} for cell in grid.cells}
+    for job in work:
+        measured = judge.student(job)
+        trials[job.cell][job.seed] = Trial(measured, training_seconds(job.folder), learning_curve(job.folder))
+    return Outcome(trials, grid.baseline, grid.metrics, judge.of_teacher(out))
+
+
+def _given_teacher(grid: Grid) -> str | None:
+    """The teacher that the cells name, which may differ in which letters they give but not in what stands behind."""
+    teachers: dict[str, str] = {}
+    for cell in grid.cells.values():
+        teachers |= cell.teachers
+    return main_teacher(teachers)
+
+
+def _facts(grid: Grid, work: Sequence[Job], teacher: Job | None) -> dict[str, Any]:
+    data = {task: uri for task, uri in grid.evaluate.uris().items() if uri}
+    cells = {job.cell: job.folder.parent for job in work}
+    return {
+        "seeds": ", ".join(map(str, grid.seeds)),
+        "baseline": grid.baseline,
+        **data,
+        **({"teacher": teacher.student} if teacher else {}),
+        **cells,
+    }
+
+
+def _recorded(runs: Sequence[str]) -> dict[str, str]:
+    """The evaluation data that run folders name; those that name the same task must name the same data."""
+    found: dict[str, str] = {}
+    for run in runs:
+        path = Path(run) / CONFIG
+        evaluate = load_run(path).evaluate if path.is_file() else EvaluateConfig()
+        for task, uri in evaluate.uris().items():
+            if uri and found.setdefault(task, uri) != uri:
+                raise ConfigError(
+                    f"the runs were evaluated on different data: {found[task]} and {uri}. "
+                    f"Say which: evaluate.{task}=URI."
+                )
+    if not found:
+        raise ConfigError("the runs name no data to evaluate on: add evaluate.retrieval=URI, for instance.")
+    return found
+
+
+def _table(outcome: Outcome, metric: str) -> Table:
+    lines, top = outcome.lines(metric), outcome.teacher
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=metric_name(metric), title_justify="left")
+    table.add_column("")
+    heads = ("mean", "sd", f"to {outcome.baseline}", "95% interval", *(("gap closed",) if top else ()), "training, s")
+    for head in heads:
+        table.add_column(Text(head), justify="right")
+    for line in lines:
+        table.add_row(*_cells(line, top is not None))
+    if top and metric in top.metrics:
+        table.add_section()
+        table.add_row("teacher", points(top.metrics[metric]))
+    return table
+
+
+def _cells(line: Line, with_gap: bool) -> list[Text]:
+    found = line.difference
+    interval = f"{change(found.low)} to {change(found.high)}" if found and found.low is not None else ""
+    texts = [
+        points(line.spread.mean),
+        points(line.spread.sd),
+        change(found.mean) if found else "",
+        interval,
+        *([share(line.closed)] if with_gap else []),
+        "" if line.seconds is None else f"{line.seconds:.3g}",
+    ]
+    styles = {0: "bold" if line.best else "", 3: "" if found and found.is_clear else "dim"}
+    return [Text(line.cell), *(Text(ascii_signs(text), styles.get(n, "")) for n, text in enumerate(texts))]

@@ -1,0 +1,294 @@
+"""A grid: runs that differ in one thing, times seeds, to be compared. YAML and overrides become one validated object.
+
+::
+
+    teacher: {recipe: clip, data: ..., student: {...}, train: {...}}   # optional: trained first, once, for all
+    base: {data: ..., student: {...}, train: {...}}                    # a run without out and seed
+    cells:
+      clip: {recipe: clip}
+      clip-kd: {recipe: clip-kd}
+    baseline: clip
+    seeds: [0, 1, 2]
+    evaluate: {retrieval: scenes:test}
+    metrics: [mean_recall]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipdistill.algebra.recipe import Recipe
+from clipdistill.config import EvaluateConfig, RunConfig, apply_override, make_run
+from clipdistill.errors import ConfigError, RecipeError, did_you_mean
+
+GRID_FOLDER = Path(__file__).parent / "grids"
+KEYS = ("teacher", "base", "cells", "baseline", "seeds", "evaluate", "metrics")
+#: What each kind of data is measured by.
+METRICS: dict[str, tuple[str, ...]] = {
+    "retrieval": (
+        *(f"{way}_R@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
+        "mean_recall",
+    ),
+    "image_retrieval": (*(f"image_to_image_R@{k}" for k in (1, 5, 10)), "image_to_image_mAP"),
+    "zeroshot": ("zeroshot_acc1", "zeroshot_acc5", "zeroshot_mean_per_class_recall"),
+}
+_HEADLINES = {"retrieval": "mean_recall", "image_retrieval": "image_to_image_R@1", "zeroshot": "zeroshot_acc1"}
+#: The name of the teacher among the models of a comparison.
+TEACHER = "teacher"
+#: A letter that stands for "the grid's own teacher" among the teachers of a run.
+LETTER = "T"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared: ``cells`` are runs by name, complete but for ``out``, ``seed`` and a teacher yet to train."""
+
+    name: str
+    cells: dict[str, RunConfig]
+    baseline: str
+    seeds: tuple[int, ...]
+    evaluate: EvaluateConfig
+    metrics: tuple[str, ...]
+    teacher: RunConfig | None = None
+
+    def only(self, names: Sequence[str]) -> Grid:
+        """Return the grid with the cells named and the baseline; raises ConfigError for a name it does not have."""
+        for name in names:
+            _check_cell(name, self.cells, self.name)
+        kept = {name: cell for name, cell in self.cells.items() if name in {*names, self.baseline}}
+        return replace(self, cells=kept)
+
+
+def available_grids() -> dict[str, Path]:
+    """Return the grids that ship with the package: name to file."""
+    return {path.stem: path for path in sorted(GRID_FOLDER.glob("*.yaml"))}
+
+
+def choose_grid(
+    words: Sequence[str], recipes: str | None, name: str | None, seeds: int | None, cells: str | None
+) -> Grid | None:
+    """Read the grid that a command line means: a file, a shipped one, or recipes; None if it names finished runs.
+
+    ``words`` are a file, or runs, and overrides; ``recipes`` and ``cells`` are lists with commas.
+    """
+    files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+    given = [what for what in (recipes, name, *files) if what]
+    if recipes is None and name is None and len(files) != 1:
+        for option, value in (("--seeds", seeds), ("--cells", cells)):
+            if value is not None:
+                raise ConfigError(f"{option} belongs to a grid: name a YAML file, --grid NAME or --recipes A,B.")
+        return None
+    if len(given) > 1:
+        raise ConfigError(f"found several things to compare: {', '.join(given)}. Give one grid, or recipes, or runs.")
+    grid = grid_of_recipes(_names(recipes), overrides, seeds) if recipes else load_grid(given[0], overrides, seeds)
+    return grid.only(_names(cells)) if cells else grid
+
+
+def load_grid(source: str, overrides: Sequence[str] = (), seeds: int | None = None) -> Grid:
+    """Read a grid by name or from a YAML file; see :func:`make_grid` for overrides and errors."""
+    known = available_grids()
+    path = known.get(source, Path(source))
+    if not path.is_file():
+        raise ConfigError(
+            f"unknown grid '{source}': neither a grid's name nor a YAML file.{did_you_mean(source, known)} "
+            "Finished runs are compared two or more at a time."
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    return make_grid(data, overrides, seeds, source)
+
+
+def grid_of_recipes(recipes: Sequence[str], overrides: Sequence[str] = (), seeds: int | None = None) -> Grid:
+    """Make a grid with one cell per recipe, by name or file; see :func:`make_grid`."""
+    cells = {Path(recipe).stem: {"recipe": recipe} for recipe in recipes}
+    if len(cells) < len(recipes):
+        raise ConfigError(f"--recipes {','.join(recipes)}: two recipes have the same name; a cell is called by it.")
+    return make_grid({"cells": cells}, overrides, seeds, "--recipes")
+
+
+def make_grid(data: Any, overrides: Sequence[str] = (), seeds: int | None = None, where: str = "the grid") -> Grid:
+    """Validate plain data into a grid.
+
+    An override whose key begins with one of the grid's own keys (``teacher.train.steps=9``, ``seeds=[0, 1]``) changes
+    that, every other one the base (``train.epochs=2``). ``seeds`` counts: 3 is 0, 1, 2.
+
+    Raises:
+        ConfigError: a key, cell, metric or value is unknown or does not fit; names what and where.
+        RecipeError: a cell's recipe is unknown, or needs a teacher that nobody names.
+    """
+    tree = _overridden(data, overrides, where)
+    cells = {name: _cell(name, tree["base"], changes, where) for name, changes in tree["cells"].items()}
+    teacher = _teacher(tree.get("teacher"), where)
+    for name, cell in cells.items():
+        _check_teachers(name, cell, teacher is not None, where)
+    evaluate = _evaluate(tree["evaluate"], where)
+    return Grid(
+        name=Path(where).stem,
+        cells=cells,
+        baseline=_baseline(tree.get("baseline"), cells, where),
+        seeds=_seeds(tree.get("seeds", [0, 1, 2]) if seeds is None else list(range(seeds)), where),
+        evaluate=evaluate,
+        metrics=_metrics(tree.get("metrics"), evaluate, where),
+        teacher=teacher,
+    )
+
+
+def evaluate_keys(overrides: Sequence[str]) -> dict[str, str]:
+    """Read overrides that name evaluation data and nothing else: ``evaluate.retrieval=URI``; task to URI."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(tree, override)
+    for key in tree:
+        if key != "evaluate":
+            raise ConfigError(
+                f"'{key}=' changes a run before it is trained; these are finished. Known: evaluate.TASK=URI."
+            )
+    evaluate = _read_evaluate(tree.get("evaluate"), "the command line")
+    return {task: uri for task, uri in evaluate.uris().items() if uri}
+
+
+def main_teacher(teachers: Mapping[str, str]) -> str | None:
+    """The teacher that cells are measured against: T, or else the first by letter."""
+    letter = LETTER if LETTER in teachers else min(teachers, default=None)
+    return None if letter is None else teachers[letter]
+
+
+def _overridden(data: Any, overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """The grid's tree with all sections there, its overrides applied, and ``evaluate`` beside the base."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("cells"), Mapping) or not data["cells"]:
+        raise ConfigError(f"{where}: expected the key 'cells' with names and what they change, found {data!r:.80}.")
+    for key in data:
+        if key not in KEYS:
+            raise ConfigError(f"{where}: unknown key '{key}'.{did_you_mean(str(key), KEYS)}")
+    tree: dict[str, Any] = {key: _copy(value) for key, value in data.items()}
+    for section in ("base", "evaluate"):
+        tree[section] = _mapping(tree.get(section), f"{where}, {section}")
+    for override in overrides:
+        head = re.split(r"[.=]", override, maxsplit=1)[0].strip()
+        apply_override(tree if head in KEYS else tree["base"], override)
+    tree["evaluate"] = {**_mapping(tree["base"].pop("evaluate", None), f"{where}, evaluate"), **tree["evaluate"]}
+    return tree
+
+
+def _cell(name: Any, base: Mapping[str, Any], changes: Any, where: str) -> RunConfig:
+    at = f"{where}, cell {name}"
+    if not re.fullmatch(r"\w[\w.+ -]*", str(name)) or name == TEACHER:
+        raise ConfigError(
+            f"{at}: a cell's name is also a folder's: letters, digits and - _ + . only, and not '{TEACHER}'."
+        )
+    run = _merged(base, _mapping(changes, at))
+    for key, instead in (("out", "give --out"), ("seed", "write seeds: [0, 1, 2] beside base"), ("evaluate", "")):
+        if key in run:
+            raise ConfigError(f"{at}: a grid sets '{key}' for every cell; {instead or 'write evaluate beside base'}.")
+    return make_run({**run, "out": str(name)}, at)
+
+
+def _teacher(data: Any, where: str) -> RunConfig | None:
+    if data is None:
+        return None
+    at = f"{where}, teacher"
+    run = _mapping(data, at)
+    if "out" in run:
+        raise ConfigError(f"{at}: a grid sets 'out' for its teacher; remove it.")
+    return make_run({**run, "out": TEACHER}, at)
+
+
+def _check_teachers(name: str, cell: RunConfig, trains_one: bool, where: str) -> None:
+    recipe = Recipe.load(cell.recipe)
+    given = {*cell.teachers, *([LETTER] if trains_one else [])}
+    if trains_one and LETTER in cell.teachers:
+        raise ConfigError(f"{where}, cell {name}: teachers.{LETTER} is given, and the grid trains a teacher. Keep one.")
+    for letter in recipe.teachers:
+        if letter not in given:
+            raise RecipeError(
+                f"{where}, cell {name}: recipe {recipe.name} needs a teacher '{letter}', and the grid names none. "
+                f"Add teachers.{letter}=MODEL to its base, or a run under 'teacher'."
+            )
+
+
+def _evaluate(data: Any, where: str) -> EvaluateConfig:
+    evaluate = _read_evaluate(data, where)
+    if not any(evaluate.uris().values()):
+        tasks = ", ".join(f"evaluate.{task}" for task in METRICS)
+        raise ConfigError(f"{where}: name data to evaluate on: {tasks}, for instance evaluate.retrieval=FOLDER.")
+    return evaluate
+
+
+def _read_evaluate(data: Any, where: str) -> EvaluateConfig:
+    """Validate an evaluate section, with the messages of a run file."""
+    return make_run({"data": "", "train": {"steps": 1}, "out": "", "evaluate": data or {}}, where).evaluate
+
+
+def _metrics(data: Any, evaluate: EvaluateConfig, where: str) -> tuple[str, ...]:
+    """The metrics that are printed; by default one for each kind of data."""
+    tasks = [task for task, uri in evaluate.uris().items() if uri]
+    if data is None:
+        return tuple(_HEADLINES[task] for task in tasks)
+    chosen = [data] if isinstance(data, str) else _list(data, f"{where}, metrics")
+    known = [metric for task in tasks for metric in METRICS[task]]
+    for metric in chosen:
+        if metric not in known:
+            hint = did_you_mean(str(metric), known)
+            raise ConfigError(f"{where}: the metric '{metric}' is not measured on the data given.{hint}")
+    return tuple(dict.fromkeys(chosen))
+
+
+def _baseline(name: Any, cells: Mapping[str, Any], where: str) -> str:
+    if name is None:
+        return next((usual for usual in ("clip", "baseline") if usual in cells), next(iter(cells)))
+    _check_cell(str(name), cells, where)
+    return str(name)
+
+
+def _check_cell(name: str, cells: Mapping[str, Any], where: str) -> None:
+    if name not in cells:
+        raise ConfigError(f"{where}: there is no cell '{name}'.{did_you_mean(name, cells)}")
+
+
+def _seeds(data: Any, where: str) -> tuple[int, ...]:
+    seeds = _list(data, f"{where}, seeds")
+    if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
+        raise ConfigError(f"{where}, seeds: expected whole numbers such as [0, 1, 2], found {data!r}.")
+    return tuple(dict.fromkeys(seeds))
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Put ``changes`` over ``base``, key by key; a recipe is replaced as a whole."""
+    result = dict(base)
+    for key, value in changes.items():
+        deep = key != "recipe" and isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merged(result[key], value) if deep else value
+    return result
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: expected keys and values, found {value!r}.")
+    return dict(value)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where}: expected a list, found {value!r}.")
+    return list(value)
+
+
+def _copy(value: Any) -> Any:
+    """Copy mappings and lists, so that overrides change no one else's data and no YAML anchor's twin."""
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,177 @@
+"""The outcome of a grid: per metric and cell the mean, its spread, the difference to the baseline, the gap closed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clipdistill.evidence.grid import TEACHER
+from clipdistill.evidence.report.comparison import points
+from clipdistill.evidence.report.results import plain
+from clipdistill.evidence.statistics import Difference, Spread, paired_difference, spread
+
+if TYPE_CHECKING:
+    from clipdistill.evidence.measure import Measured
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished run: what its student measured, the seconds its training took, its metrics by step."""
+
+    measured: Measured
+    seconds: float | None = None
+    curve: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, float]:
+        """Every figure of the run by name, as the CSV calls them."""
+        extra = {f"feature_cosine_{side}": value for side, value in self.measured.cosines.items()}
+        return {**self.measured.metrics, **extra, **({} if self.seconds is None else {"train_seconds": self.seconds})}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell under one metric. ``closed`` is the percentage of the gap between baseline and teacher."""
+
+    number: int
+    cell: str
+    spread: Spread
+    difference: Difference | None
+    closed: float | None
+    best: bool
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All trials by cell and seed; ``headline`` are the metrics told first; ``teacher`` what students should become."""
+
+    trials: dict[str, dict[int, Trial]]
+    baseline: str
+    headline: tuple[str, ...]
+    teacher: Measured | None = None
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric that was measured, in order."""
+        runs = (trial for seeds in self.trials.values() for trial in seeds.values())
+        return list(dict.fromkeys(metric for trial in runs for metric in trial.measured.metrics))
+
+    def figures(self, cell: str, name: str) -> dict[int, float]:
+        """One figure of a cell by seed."""
+        found = {seed: trial.figures().get(name) for seed, trial in self.trials[cell].items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def mean(self, cell: str, name: str) -> float | None:
+        """The mean of a figure over a cell's seeds."""
+        values = list(self.figures(cell, name).values())
+        return spread(values).mean if values else None
+
+    def lines(self, metric: str) -> list[Line]:
+        """One line per cell that has the metric; the best mean is marked as far as shown digits go."""
+        base = self.figures(self.baseline, metric)
+        cells = {cell: values for cell in self.trials if (values := self.figures(cell, metric))}
+        means = {cell: spread(list(values.values())) for cell, values in cells.items()}
+        best = points(max((found.mean for found in means.values()), default=None))
+        return [
+            Line(
+                number=number,
+                cell=cell,
+                spread=means[cell],
+                difference=None if cell == self.baseline else paired_difference(cells[cell], base),
+                closed=self._closed(cell, metric),
+                best=len(means) > 1 and points(means[cell].mean) == best,
+                seconds=self.mean(cell, "train_seconds"),
+            )
+            for number, cell in enumerate(self.trials, 1)
+            if cell in cells
+        ]
+
+    def _closed(self, cell: str, metric: str) -> float | None:
+        top = self.teacher.metrics.get(metric) if self.teacher else None
+        base, own = self.mean(self.baseline, metric), self.mean(cell, metric)
+        if cell == self.baseline or top is None or base is None or own is None or top <= base:
+            return None
+        return 100 * (own - base) / (top - base)
+
+    def curves(self, metric: str) -> dict[int, tuple[list[float], list[float]]]:
+        """Steps and means over seeds of a metric logged in training, by the cell's number."""
+        return {
+            number: (steps, values)
+            for number, seeds in enumerate(self.trials.values(), 1)
+            for steps, values in [_mean_curve(list(seeds.values()), metric)]
+            if steps
+        }
+
+
+def as_csv(outcome: Outcome) -> str:
+    """Return every figure on a line of its own: cell, seed, metric, value. The teacher has no seed."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("cell", "seed", "metric", "value"))
+    if outcome.teacher:
+        writer.writerows((TEACHER, "", metric, round(value, 4)) for metric, value in outcome.teacher.metrics.items())
+    for cell, seeds in outcome.trials.items():
+        for seed, trial in sorted(seeds.items()):
+            writer.writerows((cell, seed, name, round(value, 4)) for name, value in trial.figures().items())
+    return file.getvalue()
+
+
+def as_models(outcome: Outcome) -> dict[str, Any]:
+    """Return the outcome as reports have it: ``{"models": {cell: {"metrics": means, "spread", "seeds", ...}}}``."""
+    teacher = {TEACHER: _about([outcome.teacher])} if outcome.teacher else {}
+    lines = {metric: {line.cell: line for line in outcome.lines(metric)} for metric in outcome.metrics}
+    models = {
+        cell: _model(outcome, cell, {m: own[cell] for m, own in lines.items() if cell in own})
+        for cell in outcome.trials
+    }
+    return {"models": plain({**teacher, **models}), "baseline": outcome.baseline}
+
+
+def _model(outcome: Outcome, cell: str, lines: Mapping[str, Line]) -> dict[str, Any]:
+    trials = outcome.trials[cell]
+    differences = {
+        metric: {"mean": _rounded(found.mean), "low": _rounded(found.low), "high": _rounded(found.high)}
+        for metric, line in lines.items()
+        if (found := line.difference)
+    }
+    return {
+        **_about([trial.measured for trial in trials.values()]),
+        "spread": {metric: _rounded(line.spread.sd) for metric, line in lines.items()},
+        "seeds": sorted(trials),
+        "differences": differences,
+        "gap_closed": {metric: _rounded(line.closed) for metric, line in lines.items() if line.closed is not None},
+        "train_seconds": _rounded(outcome.mean(cell, "train_seconds")),
+    }
+
+
+def _about(found: Sequence[Measured]) -> dict[str, Any]:
+    """What models of one cell have in common, and the means of what they measured."""
+    first = found[0]
+    return {
+        "params": first.params,
+        "image_params": first.image_params,
+        "text_params": first.text_params,
+        "uri": first.uri,
+        "metrics": _means(found, lambda one: one.metrics),
+        "latency": _means(found, lambda one: one.latency),
+        "feature_cosines": _means(found, lambda one: one.cosines),
+    }
+
+
+def _means(found: Sequence[Measured], part: Callable[[Measured], Mapping[str, float]]) -> dict[str, float | None]:
+    names = dict.fromkeys(name for one in found for name in part(one))
+    return {name: _rounded(spread([part(one)[name] for one in found if name in part(one)]).mean) for name in names}
+
+
+def _mean_curve(trials: Sequence[Trial], metric: str) -> tuple[list[float], list[float]]:
+    """The mean over the trials at each step that all of them logged."""
+    logged = [{step: found[metric] for step, found in trial.curve.items() if metric in found} for trial in trials]
+    steps = sorted(set.intersection(*map(set, logged)))
+    return [float(step) for step in steps], [spread([one[step] for one in logged]).mean for step in steps]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

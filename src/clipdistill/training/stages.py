@@ -1,0 +1,113 @@
+"""Several stages in one run file: each starts from the student of the one before, while the teachers stay.
+
+::
+
+    OUT/config.yaml  stage-1/  stage-2/ ...   each stage a whole run folder
+    OUT/student/                              the last stage's student
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from clipdistill.algebra.recipe import Recipe
+from clipdistill.config import RunConfig, StageConfig, make_run
+from clipdistill.errors import ConfigError
+from clipdistill.files import write_text
+from clipdistill.progress import console
+from clipdistill.training import run_folder
+from clipdistill.training.loop import Run, distill
+
+_LENGTHS = ("steps", "epochs", "samples")
+
+
+def train(config: RunConfig, resume: bool = False) -> Run:
+    """Train a student as configured, in one run or in stages, and write it to ``out/student``.
+
+    With ``resume``, finished stages are left as they are and the interrupted one goes on; see ``loop.distill``.
+
+    Raises:
+        ClipdistillError: anything in the configuration, the data or the models does not fit.
+    """
+    if not config.stages:
+        return distill(config, resume)
+    config = config.model_copy(update={"recipe": Recipe.load(config.recipe).to_dict()})
+    runs = stage_runs(config)
+    if resume:
+        run_folder.check_same(config)
+    else:
+        run_folder.check_new(config)
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / run_folder.CONFIG, config.to_yaml())
+    steps = sum(_train_stage(run, number, len(runs)) for number, run in enumerate(runs, start=1))
+    return Run(folder, _copy_student(Path(runs[-1].out), folder), steps)
+
+
+def stage_runs(config: RunConfig) -> list[RunConfig]:
+    """Return one run for each stage: the run's settings with the stage's changes.
+
+    A stage after the first inherits from the student before it (``student.inherit``), prunes it (``prune``), or else
+    trains it on.
+
+    Raises:
+        ConfigError: a stage does not make a run; says which.
+    """
+    return [_stage_run(config, stage, number) for number, stage in enumerate(config.stages, start=1)]
+
+
+def _stage_run(config: RunConfig, stage: StageConfig, number: int) -> RunConfig:
+    where = f"stages, number {number}"
+    train = config.train.model_dump(exclude_defaults=True)
+    if any(length in stage.train for length in _LENGTHS):
+        train = {key: value for key, value in train.items() if key not in _LENGTHS}
+    prune = {**(config.prune.model_dump() if config.prune else {}), **stage.prune}
+    student = {**config.student.model_dump(exclude_defaults=True), **stage.student}
+    if number > 1:
+        student = _next_student(student, stage, bool(prune), f"{_folder(config, number - 1)}/{run_folder.STUDENT}")
+    changes = {
+        "train": train | stage.train,
+        "prune": prune or None,
+        "student": student,
+        "out": _folder(config, number),
+    }
+    return make_run(config.model_dump(exclude={"stages"}) | changes, where)
+
+
+def _folder(config: RunConfig, number: int) -> str:
+    return str(Path(config.out) / f"stage-{number}")
+
+
+def _next_student(student: dict[str, Any], stage: StageConfig, pruned: bool, previous: str) -> dict[str, Any]:
+    """Return the student of a later stage, which starts from ``previous``."""
+    if student.get("inherit") and not pruned:
+        return {**student, "inherit_from": previous}
+    if stage.student:
+        raise ConfigError(
+            "a stage after the first starts from the student before it, but "
+            f"student.{', student.'.join(stage.student)} would make another one. Add student.inherit to it, or drop "
+            "these keys."
+        )
+    return {"pretrained": previous}
+
+
+def _train_stage(run: RunConfig, number: int, count: int) -> int:
+    """Train one stage unless it is finished, from its newest checkpoint if it has begun; returns its steps."""
+    folder = Path(run.out)
+    console.print(f"stage {number} of {count}: {folder}", markup=False)
+    if not (folder / run_folder.STUDENT).is_dir():
+        return distill(run, resume=(folder / run_folder.CONFIG).is_file()).steps
+    run_folder.check_same(run)
+    return max(int(entry.get("step", 0)) for entry in run_folder.read_log(folder / run_folder.LOG))
+
+
+def _copy_student(last: Path, folder: Path) -> Path:
+    """Copy the last stage's student into the run's own folder, whole or not at all."""
+    target, fresh = folder / run_folder.STUDENT, folder / f".{run_folder.STUDENT}.tmp"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(last / run_folder.STUDENT, fresh)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.replace(target)
+    return target
