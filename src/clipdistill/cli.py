@@ -52,6 +52,9 @@ def _explain(error: Exception, debug: bool) -> int:
         traceback.print_exc()
     if isinstance(error, (ClipdistillError, OSError)):
         console.print(f"error: {error}", markup=False)
+    elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("clipdistill"):
+        hint = "Install it with: pip install 'clipdistill[train]'"
+        console.print(f"error: this needs the package '{error.name}'. {hint}", markup=False)
     else:
         hint = "" if debug else " Run again with --debug for the traceback, and report it."
         console.print(f"internal error: {type(error).__name__}: {error}.{hint}", markup=False)

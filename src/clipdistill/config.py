@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from clipdistill.errors import ConfigError, did_you_mean
-from clipdistill.models.students import StudentSpec
+from clipdistill.models.presets import StudentSpec
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(%|steps?|epochs?|samples?)?")
 

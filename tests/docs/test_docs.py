@@ -100,7 +100,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_every_run_key_is_documented() -> None:
     from clipdistill.config import AugmentConfig, EvaluateConfig, PruneConfig, RunConfig, StageConfig, TrainConfig
-    from clipdistill.models.students import StudentSpec
+    from clipdistill.models.presets import StudentSpec
 
     text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
     for model in (RunConfig, TrainConfig, AugmentConfig, EvaluateConfig, PruneConfig, StageConfig, StudentSpec):

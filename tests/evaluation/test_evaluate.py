@@ -13,7 +13,8 @@ from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.models.huggingface import HuggingFaceEncoder
-from clipdistill.models.students import StudentSpec, build
+from clipdistill.models.presets import StudentSpec
+from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer
 from tiny_runs import TINY
 

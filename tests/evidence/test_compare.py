@@ -6,7 +6,9 @@ import csv
 import json
 import shutil
 import statistics as stdlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from test_report_page import Tree
 
 from clipdistill.cli import main
+from clipdistill.config import load_run
 from clipdistill.errors import ConfigError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.evidence import cells, measure
@@ -200,7 +203,8 @@ def test_new_data_are_measured_without_training_and_learning_curves_are_drawn(
 def test_an_interrupted_run_goes_on(copy: Path, done: tuple[Outcome, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     broken = run_of(copy, "feature", 0)
     shutil.rmtree(broken)
-    # The teacher's path is part of what a run may be resumed with, so it is the copy's from here on.
+    trained = str(next((copy / "teacher").iterdir()) / "student")
+    work = jobs(grid(), copy, Known(), trained)
     losses, calls = Setup.losses, [0]
 
     def failing(self: Setup, batch: Any) -> Any:
@@ -212,10 +216,10 @@ def test_an_interrupted_run_goes_on(copy: Path, done: tuple[Outcome, Path], monk
     with monkeypatch.context() as patch:
         patch.setattr(Setup, "losses", failing)
         with pytest.raises(RuntimeError, match="power cut"):
-            compare(grid(), copy)
+            run_all(work)
     assert (broken / "config.yaml").is_file()
     assert not (broken / "student").exists()
-    compare(grid(), copy)
+    run_all(work)
     assert same_weights(broken, run_of(done[1], "feature", 0))
 
 
@@ -228,12 +232,38 @@ def test_a_stopped_run_says_how_to_go_on(copy: Path, monkeypatch: pytest.MonkeyP
         compare(grid("train.lr=0.5"), copy)
 
 
-def test_runs_in_parallel_are_the_same_and_a_failure_is_named(copy: Path, done: tuple[Outcome, Path]) -> None:
+def test_a_run_in_a_process_of_its_own_is_the_same(copy: Path, done: tuple[Outcome, Path]) -> None:
     shutil.rmtree(run_of(copy, "clip", 1))
-    both = {**DATA["cells"], "greedy": {"recipe": "clip", "train": {"batch_size": 1000}}}
-    with pytest.raises(TrainingError, match=r"greedy, seed 1: the run failed[\s\S]*the data hold 64"):
-        compare(grid("seeds=[1]", cells=both), copy, at_once=2)
+    compare(grid(), copy, at_once=2)
     assert same_weights(run_of(copy, "clip", 1), run_of(done[1], "clip", 1))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        (1, TrainingError, r"clip, seed 0: the run failed \(exit status 1\), see .*\.txt:\nerror: no room"),
+        (130, InterruptedRunError, r"clip, seed 0: stopped.*Go on with the same command\.$"),
+    ],
+)
+def test_a_process_that_fails_is_named_and_starts_no_other(
+    status: int, kind: type[Exception], message: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def failing(command: list[str], stdout: Any, env: dict[str, str], **_: Any) -> CompletedProcess[str]:
+        commands.append(command)
+        stdout.write("error: no room")
+        assert int(env["OMP_NUM_THREADS"]) >= 1
+        return CompletedProcess(command, status)
+
+    known = Known()
+    work = jobs(grid("train.lr=0.5", "teacher=null", cells={"clip": {"recipe": "clip"}}), copy, known, None)
+    monkeypatch.setattr(cells.subprocess, "run", failing)
+    monkeypatch.setattr(cells, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
+    with pytest.raises(kind, match=message):
+        run_all(work, at_once=2)
+    assert len(commands) == 1
+    assert load_run(commands[0][-1]) == work[0].config
 
 
 def test_finished_runs_side_by_side(

@@ -23,7 +23,8 @@ from transformers import (
 from clipdistill.errors import ModelError
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.huggingface import HuggingFaceEncoder, load
-from clipdistill.models.students import StudentSpec, build
+from clipdistill.models.presets import StudentSpec
+from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer
 
 CAPTIONS = ["a red square", "两只狗在海滩上", "A large STAR, left of a circle"]

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from clipdistill.errors import ConfigError, ModelError
 from clipdistill.models.huggingface import HuggingFaceEncoder, load
 from clipdistill.models.inherit import choose_layers, inherit, resize_kernel, resize_positions
-from clipdistill.models.students import StudentSpec, build, choose_tokenizer
+from clipdistill.models.presets import StudentSpec
+from clipdistill.models.students import build, choose_tokenizer
 
 FAMILIES = ["clip", "chinese_clip", "siglip", "vision-text-dual-encoder"]
 CAPTIONS = ["a dog", "a large green dog"]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from clipdistill.models import masking
 from clipdistill.models.masking import masked_images
-from clipdistill.models.students import StudentSpec, build
+from clipdistill.models.presets import StudentSpec
+from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer
 
 

@@ -13,6 +13,7 @@ from transformers import CLIPModel
 from clipdistill.errors import ModelError
 from clipdistill.models.huggingface import HuggingFaceEncoder, load
 from clipdistill.models.inherit import Sizes
+from clipdistill.models.presets import StudentSpec
 from clipdistill.models.prune import (
     TOWERS,
     TowerMasks,
@@ -25,7 +26,7 @@ from clipdistill.models.prune import (
     settled,
     sparsity_of,
 )
-from clipdistill.models.students import StudentSpec, build
+from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer
 
 BIG = Sizes(layers=3, hidden=32, heads=4, mlp=128)

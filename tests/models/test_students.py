@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, ModelError
 from clipdistill.models.huggingface import load
-from clipdistill.models.students import PRESETS, StudentSpec, build, choose_tokenizer, clip_config
+from clipdistill.models.presets import PRESETS, StudentSpec
+from clipdistill.models.students import build, choose_tokenizer, clip_config
 from clipdistill.models.vocabulary import train_tokenizer
 
 TEXTS = ["a red square left of a blue circle", "两只狗在海滩上", "a large green star on white"]

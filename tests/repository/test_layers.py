@@ -63,7 +63,14 @@ def test_only_models_import_model_libraries(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["clipdistill", "clipdistill.cli", "clipdistill.data.views", "clipdistill.data.sources", "clipdistill.data.check"],
+    [
+        "clipdistill",
+        "clipdistill.cli",
+        "clipdistill.data.views",
+        "clipdistill.data.sources",
+        "clipdistill.data.check",
+        "clipdistill.config",
+    ],
 )
 def test_the_light_base_needs_no_torch(module: str) -> None:
     """Importing with torch and transformers made impossible, in a process of its own."""

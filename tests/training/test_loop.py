@@ -20,7 +20,8 @@ from transformers import AutoTokenizer, CLIPModel, SiglipConfig
 
 from clipdistill.algebra.recipe import Recipe, available
 from clipdistill.errors import ClipdistillError, ConfigError, DataError, RecipeError, TrainingError
-from clipdistill.models.students import StudentSpec, build
+from clipdistill.models.presets import StudentSpec
+from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer
 from clipdistill.training import checkpoint
 from clipdistill.training.loop import _clamp, distill

@@ -6,17 +6,15 @@ import copy
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import CLIPConfig, SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from clipdistill.data.views import Transform
-from clipdistill.errors import ConfigError, ModelError, did_you_mean
+from clipdistill.errors import ConfigError, ModelError
 from clipdistill.models.hub import model_folder
 from clipdistill.models.huggingface import (
     FAMILIES,
@@ -28,135 +26,10 @@ from clipdistill.models.huggingface import (
 )
 from clipdistill.models.inherit import inherit
 from clipdistill.models.preprocessing import clip_processor
+from clipdistill.models.presets import DEFAULT_PRESET, Preset, StudentSpec
 from clipdistill.models.vocabulary import end_token_id, fit_to_tower, read_tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The shape of a student: sizes in pixels and numbers, ``width``/``layers``/``heads`` of the image tower."""
-
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    embed_dim: int
-    context_length: int = 77
-
-
-DEFAULT_PRESET = "vit-tiny-16"
-
-#: vit-tiny-16 is CLIP-KD's ViT-T/16 (arXiv 2307.12732, section 4.1); vit-small and vit-base are open_clip's ViT-S
-#: and ViT-B; tinyclip-8m-16 is TinyCLIP-ViT-8M-16-Text-3M; the scenes pair is the benchmark's.
-PRESETS: dict[str, Preset] = {
-    "vit-tiny-16": Preset(224, 16, 192, 12, 3, 384, 12, 6, 512),
-    "vit-small-16": Preset(224, 16, 384, 12, 6, 384, 12, 6, 384),
-    "vit-small-32": Preset(224, 32, 384, 12, 6, 384, 12, 6, 384),
-    "vit-base-32": Preset(224, 32, 768, 12, 12, 512, 12, 8, 512),
-    "vit-base-16": Preset(224, 16, 768, 12, 12, 512, 12, 8, 512),
-    "tinyclip-8m-16": Preset(224, 16, 256, 10, 4, 256, 3, 4, 512),
-    "scenes-teacher": Preset(48, 8, 128, 4, 4, 128, 4, 4, 128, 32),
-    "scenes-student": Preset(48, 12, 48, 2, 2, 48, 2, 2, 128, 32),
-}
-
-Positive = Field(default=None, gt=0)
-
-
-class StudentSpec(BaseModel):
-    """What a run says about its student: one of ``preset``, ``config`` or ``pretrained``, and changes to a preset.
-
-    ``config`` is a folder (or hub name) whose config.json gives the architecture, with random weights;
-    ``pretrained`` a model to start from. ``tokenizer`` is ``auto`` (the teacher's where a student can read it, else
-    trained), ``train`` (on the captions, ``vocab_size`` entries) or a folder or hub name. Sizes left out are the
-    preset's: a changed ``width`` takes ``text_width`` along and sets the heads to about one in 64 channels.
-    ``inherit`` starts from chosen layers and first channels of the first teacher, or of ``inherit_from``; see
-    :func:`clipdistill.models.inherit.inherit`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    preset: str | None = None
-    config: str | None = None
-    pretrained: str | None = None
-    image_size: int | None = Positive
-    patch_size: int | None = Positive
-    width: int | None = Positive
-    layers: int | None = Positive
-    heads: int | None = Positive
-    text_width: int | None = Positive
-    text_layers: int | None = Positive
-    text_heads: int | None = Positive
-    embed_dim: int | None = Positive
-    context_length: int | None = Positive
-    tokenizer: str = "auto"
-    vocab_size: int = 8192
-    inherit: Literal["tinyclip", "even"] | None = None
-    inherit_from: str | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> StudentSpec:
-        given = [name for name in ("preset", "config", "pretrained") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ConfigError(f"student: {' and '.join(given)} are given; expected one of preset, config, pretrained.")
-        if given in (["config"], ["pretrained"]):
-            if self._changes():
-                raise ConfigError(
-                    f"student.{given[0]} fixes the architecture, but {', '.join(self._changes())} "
-                    "would change it. Drop these keys, or use student.preset."
-                )
-        else:
-            self.shape()
-        self._check_inheritance()
-        return self
-
-    def _check_inheritance(self) -> None:
-        if self.inherit and self.pretrained:
-            raise ConfigError("student.inherit and student.pretrained are given; weights can come from only one.")
-        if self.inherit_from and not self.inherit:
-            raise ConfigError("student.inherit_from is given without student.inherit: add student.inherit=tinyclip.")
-
-    def _changes(self) -> dict[str, int]:
-        return {name: value for name in Preset.__dataclass_fields__ if (value := getattr(self, name)) is not None}
-
-    def shape(self, embed_dim: int | None = None) -> Preset:
-        """Return the preset with the run's changes; ``embed_dim`` (the teacher's) counts where the run has none.
-
-        Raises :class:`ConfigError` for an unknown preset and for sizes that do not divide.
-        """
-        name = self.preset or DEFAULT_PRESET
-        if name not in PRESETS:
-            raise ConfigError(f"student.preset '{name}' is unknown.{did_you_mean(name, PRESETS)}")
-        base, changes = PRESETS[name], self._changes()
-        if self.width:
-            changes = {"text_width": _scaled(base.text_width, self.width / base.width)} | changes
-            changes = {"heads": _heads(self.width)} | changes
-        if "text_width" in changes:
-            changes = {"text_heads": _heads(changes["text_width"])} | changes
-        shape = replace(base, **({"embed_dim": embed_dim} if embed_dim else {}) | changes)
-        _check_division("student.image_size", shape.image_size, "student.patch_size", shape.patch_size)
-        _check_division("student.width", shape.width, "student.heads", shape.heads)
-        _check_division("student.text_width", shape.text_width, "student.text_heads", shape.text_heads)
-        return shape
-
-
-def _scaled(width: int, ratio: float) -> int:
-    """Scale a width, to the next multiple of 16."""
-    return max(16, round(width * ratio / 16) * 16)
-
-
-def _heads(width: int) -> int:
-    """Return about one head in 64 channels, two at least, as long as the heads divide the width."""
-    return next(heads for heads in range(max(2, width // 64), 0, -1) if width % heads == 0)
-
-
-def _check_division(name: str, value: int, by: str, divisor: int) -> None:
-    if value % divisor:
-        raise ConfigError(f"{name} is {value}, {by} is {divisor}: the second must divide the first.")
 
 
 def choose_tokenizer(spec: StudentSpec, teacher: Any | None, captions: Iterable[str]) -> Any | None:

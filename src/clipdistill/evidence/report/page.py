@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from clipdistill.data.samples import is_chinese
 from clipdistill.errors import need
 from clipdistill.evidence.report import comparison, plots
-from clipdistill.evidence.report.results import is_chinese, plain
+from clipdistill.evidence.report.results import plain
 from clipdistill.evidence.report.searches import Search, searches
 from clipdistill.evidence.report.strips import Album, strips
 

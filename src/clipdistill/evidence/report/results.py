@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipdistill.data.samples import is_chinese
+
 if TYPE_CHECKING:
     from clipdistill.evaluation.evaluate import Evaluation
 
@@ -89,11 +91,6 @@ def _language(found: Evaluation, task: str) -> str:
         return "cn" if any(is_chinese(sample.label or "") for sample in samples) else "en"
     kinds = {is_chinese(caption) for sample in samples for caption in sample.captions}
     return "en-zh" if len(kinds) == 2 else "zh" if True in kinds else "en"
-
-
-def is_chinese(text: str) -> bool:
-    """Whether a text holds a Chinese character."""
-    return any("\u4e00" <= letter <= "\u9fff" for letter in text)
 
 
 def _file_name(content: Mapping[str, Any], taken: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ def searches(found: Evaluation) -> dict[str, Search]:
         result["image_to_text"] = Search(images, texts, texts_of_pictures(pictures, len(images)))
     if gallery := found.galleries.get("image_retrieval"):
         images = unit(gallery.images)
-        search = Search(images, images, matches([match_key(sample) for sample in gallery.samples]), itself=True)
+        search = Search(images, images, matches([sample.match_key for sample in gallery.samples]), itself=True)
         result |= {"image_to_image": search} if search.asking() else {}
     return result
 
@@ -97,11 +97,6 @@ def searches(found: Evaluation) -> dict[str, Search]:
 def captions(samples: Sequence[Sample]) -> list[tuple[int, str]]:
     """Return every caption with the index of its sample, in the order in which evaluation embeds them."""
     return [(owner, caption) for owner, sample in enumerate(samples) for caption in sample.captions]
-
-
-def match_key(sample: Sample) -> str | None:
-    """What makes two pictures the same for image-to-image retrieval: the group, or else the label."""
-    return sample.group if sample.group is not None else sample.label
 
 
 def choose(models: Sequence[Search], count: int) -> list[int]:
