@@ -369,3 +369,13 @@ def test_a_link_to_the_folder_above_does_not_multiply_pictures(tmp_path: Path) -
     Image.new("RGB", (4, 4)).save(tmp_path / "a" / "one.png")
     (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
     assert len(pairs(tmp_path)) == 1
+
+
+def test_synthetic_captions_are_a_text_view(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
+    row = {"file_name": "one.png", "text": "a dot", "syn_text": ["a small dot", "one dot"], "alt": "dotty"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    assert pairs(tmp_path)[0].texts == {"": ["a dot"], "syn": ["a small dot", "one dot"]}
+    assert pairs(f"{tmp_path}?synthetic=alt")[0].texts["syn"] == ["dotty"]
+    with pytest.raises(DataError, match="there is no column 'alto', chosen by synthetic=alto"):
+        pairs(f"{tmp_path}?synthetic=alto")

@@ -12,13 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel, SiglipConfig
 
 from clipdistill.algebra.recipe import Recipe, available
+from clipdistill.data.sources import pairs
 from clipdistill.errors import ClipdistillError, ConfigError, DataError, RecipeError, TrainingError
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
@@ -44,10 +47,27 @@ def same_weights(left: Path, right: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures with real and synthetic captions."""
+    folder, source = tmp_path_factory.mktemp("synthetic"), pairs("scenes:train?n=24")
+    lines = []
+    for index in range(len(source)):
+        pixels = source[index].image
+        assert isinstance(pixels, np.ndarray)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        told = {"text": source[index].captions[0], "syn_text": [f"a drawing, number {index}", f"drawn: {index}"]}
+        lines.append(json.dumps({"file_name": f"{index}.png", **told}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
 @pytest.mark.parametrize("name", sorted(available()))
-def test_every_recipe_trains_a_student_of_another_width(name: str, tmp_path: Path, teacher: Path) -> None:
+def test_every_recipe_trains_a_student_of_another_width(
+    name: str, tmp_path: Path, teacher: Path, synthetic: Path
+) -> None:
     teachers = {letter: str(teacher) for letter in Recipe.load(name).teachers}
-    run = tiny_run(tmp_path / "run", recipe=name, teachers=teachers)
+    run = tiny_run(tmp_path / "run", recipe=name, teachers=teachers, data=str(synthetic))
     result = distill(run)
     entries = log_of(result.folder)
     assert [entry["step"] for entry in entries] == list(range(1, 9))
@@ -315,6 +335,7 @@ def test_resume_refuses_other_settings_and_lists_them(tmp_path: Path) -> None:
         ({"recipe": "clip-kd"}, RecipeError, r"term crd .* needs node TI, but no teacher 'T' is given"),
         ({"teachers": {"T": "x"}}, ConfigError, "recipe clip uses no teacher"),
         ({"recipe": [{"contrast": "SI>ST@syn"}]}, RecipeError, "needs node ST@syn, which nobody provides"),
+        ({"recipe": [{"contrast": "SI>ST@sin"}]}, RecipeError, "needs node ST@sin, which nobody provides"),
         ({"recipe": "clip-kd", "teachers": {"T": "/no/such/folder"}}, ClipdistillError, "/no/such/folder"),
         ({"data": "/no/such/data"}, DataError, "/no/such/data"),
         ({"evaluate": {"retrieval": "/no/such/test"}}, DataError, "/no/such/test"),

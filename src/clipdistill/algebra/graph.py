@@ -90,7 +90,8 @@ class InteractionGraph(nn.Module):
                 self.fusions[str(node)] = nn.Linear(joined, self.widths[node.model])
         for node, width in self._meetings(term):
             key = _adapter_key(node, width)
-            if self.widths[node.model] != width and key not in self.adapters:
+            learned = term.adapter == "linear" and self.widths[node.model] != width
+            if learned and key not in self.adapters:
                 self.adapters[key] = nn.Linear(self.widths[node.model], width, bias=False)
         for name, scale in ((term.name, term.scale), (f"{term.name} like", term.like_scale)):
             if isinstance(scale, NewScale):
@@ -216,13 +217,16 @@ class InteractionGraph(nn.Module):
         return torch.stack([objectives.feature_mse(a, b if term.mutual else b.detach()) for a, b in pairs]).sum()
 
     def _pair(self, term: Term, arrow: Arrow, like: Arrow | None, given: _Given) -> tuple[Tensor, Tensor]:
-        """Both ends of an arrow at one width: a student's end goes through its adapter where widths differ."""
+        """Both ends of an arrow at one width: a student's end is mapped or stretched where widths differ."""
         width = self._joint_width(term, arrow, like)
-        return self._fit(arrow.anchor, width, given), self._fit(arrow.other, width, given)
+        return self._fit(term, arrow.anchor, width, given), self._fit(term, arrow.other, width, given)
 
-    def _fit(self, node: Node, width: int, given: _Given) -> Tensor:
+    def _fit(self, term: Term, node: Node, width: int, given: _Given) -> Tensor:
         rows = given.rows[node]
-        return rows if rows.shape[1] == width else unit(self.adapters[_adapter_key(node, width)](rows))
+        if rows.shape[1] == width:
+            return rows
+        interpolated = term.adapter == "interpolate"
+        return unit(objectives.stretch(rows, width) if interpolated else self.adapters[_adapter_key(node, width)](rows))
 
     def _scale(self, term: Term, name: str, scale: Scale, given: _Given) -> float | Tensor:
         if isinstance(scale, NewScale):

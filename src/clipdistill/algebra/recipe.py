@@ -33,7 +33,9 @@ VERBS: dict[str, tuple[str, ...]] = {
 }
 #: Verbs that compare one arrow with another.
 COMPARING = ("relation", "gradient")
-TERM_KEYS = (*VERBS, "like", "metric", "weight", "scale", "like_scale", "mutual", "reference", "name")
+TERM_KEYS = (*VERBS, "like", "metric", "weight", "scale", "like_scale", "adapter", "mutual", "reference", "name")
+#: How a student's row reaches another width: a learned map, or Chinese-CLIP's stretching.
+ADAPTERS = ("linear", "interpolate")
 RECIPE_KEYS = ("name", "paper", "notes", "terms")
 #: CLIP's limit on the logit scale: exp(log scale) <= 100.
 MAX_SCALE = 100.0
@@ -78,7 +80,7 @@ class Term:
 
     ``scale`` multiplies the similarities of ``arrows``, ``like_scale`` those of ``like``. Targets (``like``, or the
     far end of a feature arrow) are detached unless ``mutual``. ``reference`` switches on the quirk of the published
-    code that the verb is known for.
+    code that the verb is known for. ``adapter`` says how a feature's student row reaches the teacher's width.
     """
 
     verb: str
@@ -88,6 +90,7 @@ class Term:
     weight: float | GradNorm
     scale: Scale
     like_scale: Scale
+    adapter: str
     mutual: bool
     reference: bool
     name: str
@@ -157,7 +160,7 @@ class Recipe:
                 **({"like": _spell(term.like), "like_scale": _plain(term.like_scale)} if term.like else {}),
                 "metric": term.metric,
                 "weight": {"grad_norm": term.weight.share} if isinstance(term.weight, GradNorm) else term.weight,
-                **({"scale": _plain(term.scale)} if term.verb != "feature" else {}),
+                **({"scale": _plain(term.scale)} if term.verb != "feature" else {"adapter": term.adapter}),
                 "mutual": term.mutual,
                 "reference": term.reference,
                 "name": term.name,
@@ -174,7 +177,8 @@ class Recipe:
             scale = str(term.scale) + (f" / {term.like_scale}" if term.like else "")
             like, scale = _spell(term.like) or "-", scale if term.verb != "feature" else "-"
             weight = str(term.weight) if isinstance(term.weight, GradNorm) else f"{term.weight:g}"
-            rows.append((term.name, term.verb, _spell(term.arrows), like, term.metric, weight, scale))
+            metric = term.metric if term.adapter == ADAPTERS[0] else f"{term.metric}, {term.adapter}"
+            rows.append((term.name, term.verb, _spell(term.arrows), like, metric, weight, scale))
         widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([f"{self.name}: {self.paper}".rstrip(": "), self.notes.strip(), "", *table]).replace(
@@ -242,6 +246,7 @@ def _term(item: Any, where: str, taken: set[str]) -> Term:
         weight=_weight(item.get("weight", 1.0), where),
         scale=_scale(item.get("scale", 1.0 if bare else arrows[0].anchor.model), where),
         like_scale=_scale(item.get("like_scale", 1.0 if bare or not like else like[0].anchor.model), where),
+        adapter=_adapter(verb, item, where),
         mutual=_flag(item, "mutual", where),
         reference=_flag(item, "reference", where),
         name=_name(item, verb, arrows, taken, where),
@@ -274,6 +279,15 @@ def _metric(verb: str, item: Mapping[str, Any], where: str) -> str:
     if metric not in VERBS[verb]:
         raise RecipeError(f"{where}: unknown metric '{metric}' for {verb}." + did_you_mean(metric, VERBS[verb]))
     return metric
+
+
+def _adapter(verb: str, item: Mapping[str, Any], where: str) -> str:
+    adapter = str(item.get("adapter", ADAPTERS[0]))
+    if adapter not in ADAPTERS:
+        raise RecipeError(f"{where}: unknown adapter '{adapter}'." + did_you_mean(adapter, ADAPTERS))
+    if "adapter" in item and verb != "feature":
+        raise RecipeError(f"{where}: 'adapter' belongs to feature, not to {verb}.")
+    return adapter
 
 
 def _name(item: Mapping[str, Any], verb: str, arrows: tuple[Arrow, ...], taken: set[str], where: str) -> str:

@@ -35,23 +35,28 @@ class Towers(Protocol):
 
 @dataclass(frozen=True)
 class Inlet:
-    """What one model takes in: ``None`` where it has no such tower, or nobody asks for it."""
+    """What one model takes in: ``None`` where it has no such tower, or nobody asks for it.
+
+    ``texts`` are the text views it reads: ``""`` the real captions, ``"syn"`` synthetic ones.
+    """
 
     transform: Transform | None
     tokenize: Tokenize | None
+    texts: tuple[str, ...] = ("",)
 
     @classmethod
-    def of(cls, model: Towers, sides: str) -> Inlet:
+    def of(cls, model: Towers, sides: str, texts: tuple[str, ...] = ("",)) -> Inlet:
         """The inlet of those ``sides`` (``"IT"``, ``"I"`` or ``"T"``) that are asked for and that the model has."""
         wanted = set(sides) & set(model.sides)
-        return cls(model.transform if "I" in wanted else None, model.tokenize if "T" in wanted else None)
+        return cls(model.transform if "I" in wanted else None, model.tokenize if "T" in wanted else None, texts)
 
 
 @dataclass(frozen=True)
 class Batch:
     """``B`` rows ready for every model.
 
-    ``pixels`` and ``tokens`` map a model letter to what its towers take. ``groups`` is ``int64 [B, 3]``: keys of the
+    ``pixels`` maps a model letter to what its image tower takes, ``tokens`` the same for texts: ``"S"`` for the real
+    captions, ``"S@syn"`` for synthetic ones. ``groups`` is ``int64 [B, 3]``: keys of the
     picture's bytes, of the caption, and of the sample's group; a row agrees with itself only where no key is shared,
     -1 is no key. ``skipped`` names the rows that could not be read, with the reason.
     """
@@ -125,45 +130,43 @@ class Batches(Dataset[Batch]):
     ) -> None:
         self.source, self.inlets, self.augmentation, self.seed = source, dict(inlets), augmentation, seed
         self.sees = any(inlet.transform for inlet in inlets.values())
-        self.reads = any(inlet.tokenize for inlet in inlets.values())
+        self.texts = sorted({view for inlet in inlets.values() if inlet.tokenize for view in inlet.texts})
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Batch:
         return self.assemble(*item)
 
     def assemble(self, epoch: int, rows: Sequence[int]) -> Batch:
         """Read, draw, transform and tokenise the samples at ``rows``; those that cannot be read are left out."""
-        kept: list[tuple[Sample, str]] = []
+        kept: list[tuple[Sample, dict[str, str]]] = []
         keys: list[tuple[int, int, int]] = []
         looks: list[dict[Transform, dict[str, np.ndarray]]] = []
         skipped: list[tuple[str, str]] = []
         for row in rows:
             sample = self.source[row]
             try:
-                caption = self._caption(sample, epoch)
+                told = {view: self._caption(sample, epoch, view) for view in self.texts}
                 key, look = self._look(sample, epoch)
                 looks.append(look)
-                keys.append((key, *self._keys(sample, caption)))
-                kept.append((sample, caption))
+                keys.append((key, *_keys(sample, told)))
+                kept.append((sample, told))
             except DataError as error:
                 skipped.append((sample.id, str(error)))
-        captions = [caption for _, caption in kept]
+        captions = {view: [told[view] for _, told in kept] for view in self.texts}
         return Batch(
             ids=[sample.id for sample, _ in kept],
             view=epoch,
             pixels=self._pixels(looks) if kept else {},
-            tokens={k: inlet.tokenize(captions) for k, inlet in self.inlets.items() if inlet.tokenize and kept},
+            tokens=self._tokens(captions) if kept else {},
             groups=torch.tensor(keys, dtype=torch.int64),
-            captions=captions,
+            captions=captions.get("", []),
             skipped=skipped,
         )
 
-    def _caption(self, sample: Sample, epoch: int) -> str:
-        if not self.reads:
-            return ""
-        captions = sample.captions
+    def _caption(self, sample: Sample, epoch: int, view: str) -> str:
+        captions = sample.captions_of(view)
         if not captions:
-            raise DataError("it has no caption")
-        return captions[pick(self.seed, sample.id, epoch, len(captions))]
+            raise DataError(f"it has no {'synthetic ' if view == 'syn' else ''}caption")
+        return captions[pick(self.seed, sample.id + (f"@{view}" if view else ""), epoch, len(captions))]
 
     def _look(self, sample: Sample, epoch: int) -> tuple[int, dict[Transform, dict[str, np.ndarray]]]:
         """Read and decode once, draw once, transform once per distinct transform; with a key of the picture's bytes."""
@@ -186,10 +189,13 @@ class Batches(Dataset[Batch]):
         }
         return {letter: stacked[inlet.transform] for letter, inlet in self.inlets.items() if inlet.transform}
 
-    def _keys(self, sample: Sample, caption: str) -> tuple[int, int]:
-        """Keys of the caption and the group."""
-        words = " ".join(caption.lower().split())
-        return key64(words) if self.reads else -1, key64(sample.group) if sample.group is not None else -1
+    def _tokens(self, captions: Mapping[str, list[str]]) -> dict[str, dict[str, Tensor]]:
+        return {
+            f"{letter}@{view}" if view else letter: inlet.tokenize(captions[view])
+            for letter, inlet in self.inlets.items()
+            if inlet.tokenize
+            for view in inlet.texts
+        }
 
 
 def load(batches: Batches, items: Iterable[tuple[int, list[int]]], workers: int) -> Iterator[Batch]:
@@ -208,6 +214,12 @@ def load(batches: Batches, items: Iterable[tuple[int, list[int]]], workers: int)
         worker_init_fn=_ignore_interrupt,
     )
     yield from loader
+
+
+def _keys(sample: Sample, told: Mapping[str, str]) -> tuple[int, int]:
+    """Keys of the real caption and of the group."""
+    words = " ".join(told.get("", "").lower().split())
+    return key64(words) if "" in told else -1, key64(sample.group) if sample.group is not None else -1
 
 
 def _moved(inputs: dict[str, dict[str, Tensor]], device: torch.device) -> dict[str, dict[str, Tensor]]:

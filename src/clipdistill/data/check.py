@@ -146,7 +146,7 @@ def _read(sample: Sample) -> _Look:
 def _hash(sample: Sample) -> _Look:
     try:
         return _Look(sample.id, sample.texts.get("", []), sample.label, content_hash(sample.image))
-    except OSError:
+    except (OSError, DataError):
         return _Look(sample.id, sample.texts.get("", []), sample.label)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clipdistill.data.samples import Picture
+from clipdistill.data.samples import Base64Line, Picture
 from clipdistill.errors import DataError
 
 #: A picture with more pixels is refused before it is decoded.
@@ -39,9 +39,9 @@ def decode(picture: Picture, want: tuple[int, int] | None = None) -> Image.Image
     try:
         if isinstance(picture, np.ndarray):
             return _from_array(picture)
-        return _from_bytes(picture.read_bytes() if isinstance(picture, Path) else picture, want)
+        return _from_bytes(picture if isinstance(picture, bytes) else picture.read_bytes(), want)
     except Exception as error:  # Pillow's readers raise anything on damaged files
-        where = f"{picture}: " if isinstance(picture, Path) else ""
+        where = f"{picture}: " if isinstance(picture, (Path, Base64Line)) else ""
         raise DataError(where + _reason(error)) from error
 
 
@@ -50,11 +50,11 @@ def fetch(picture: Picture) -> Picture:
 
     Raises :class:`DataError` with one reason.
     """
-    if not isinstance(picture, Path):
+    if not isinstance(picture, (Path, Base64Line)):
         return picture
     try:
         return picture.read_bytes()
-    except OSError as error:
+    except (OSError, DataError) as error:
         raise DataError(f"{picture}: {_reason(error)}") from error
 
 
@@ -65,11 +65,14 @@ def full_size(image: Image.Image) -> tuple[int, int]:
 
 
 def content_hash(picture: Picture) -> str:
-    """Hash the bytes of a picture: equal for identical files, 32 hexadecimal digits; raises OSError for no file."""
+    """Hash the bytes of a picture: equal for identical files, 32 hexadecimal digits; raises OSError for no file.
+
+    For a line of a file that is not base64, raises :class:`DataError`.
+    """
     if isinstance(picture, np.ndarray):
         data = repr(picture.shape).encode() + picture.tobytes()
     else:
-        data = picture.read_bytes() if isinstance(picture, Path) else picture
+        data = picture if isinstance(picture, bytes) else picture.read_bytes()
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 

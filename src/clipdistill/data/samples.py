@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import re
 from dataclasses import dataclass, field
@@ -11,11 +13,39 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clipdistill.errors import DataError
+
 #: Chinese characters, as a class of a regular expression.
 HAN = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 CHINESE = re.compile(f"[{HAN}]")
-#: A picture before decoding: a file, encoded bytes, or pixels already drawn (``uint8 [H, W, 3]``).
-Picture = Path | bytes | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Base64Line:
+    """A picture written in base64, either alphabet, on line ``line`` of ``path``: ``size`` bytes from byte ``start``."""
+
+    path: Path
+    line: int
+    start: int
+    size: int
+
+    def read_bytes(self) -> bytes:
+        """Read and decode it now; raises OSError, and :class:`DataError` for text that is not base64."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            text = file.read(self.size)
+        try:
+            return base64.b64decode(text.translate(_URLSAFE), validate=True)
+        except binascii.Error as error:
+            raise DataError(f"its base64 text is damaged ({error})") from error
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+_URLSAFE = bytes.maketrans(b"-_", b"+/")
+#: A picture before decoding: a file, a line of one, encoded bytes, or pixels already drawn (``uint8 [H, W, 3]``).
+Picture = Path | Base64Line | bytes | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -36,7 +66,11 @@ class Sample:
     @property
     def captions(self) -> list[str]:
         """The real captions that say anything, possibly none."""
-        return [caption for caption in self.texts.get("", []) if caption.strip()]
+        return self.captions_of("")
+
+    def captions_of(self, view: str) -> list[str]:
+        """The captions of a text view that say anything, possibly none."""
+        return [caption for caption in self.texts.get(view, []) if caption.strip()]
 
     @property
     def match_key(self) -> str | None:

@@ -9,8 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from clipdistill.algebra.nodes import Node
 from clipdistill.data.batches import Batch, Inlet
 from clipdistill.models.encoder import DualEncoder
+
+#: Views of a caption that data may bring.
+TEXT_VIEWS = ("", "syn")
 
 
 class Teacher(Protocol):
@@ -32,18 +36,38 @@ class Teacher(Protocol):
         ...
 
 
+def inlet(encoder: DualEncoder, asked: Sequence[Node]) -> Inlet:
+    """What a model must be fed to give the nodes asked of it."""
+    sides = "".join(sorted({node.side for node in asked}))
+    return Inlet.of(encoder, sides, tuple(sorted({node.view for node in asked if node.side == "T"})))
+
+
+def text_rows(letter: str, encoder: DualEncoder, batch: Batch) -> dict[str, Tensor]:
+    """Embed every text view a batch holds for a model: ``{"ST": [B, D], "ST@syn": [B, D]}``."""
+    rows = {}
+    for key, tokens in batch.tokens.items():
+        owner, _, view = key.partition("@")
+        if owner == letter:
+            rows[f"{letter}T" + (f"@{view}" if view else "")] = encoder.texts(tokens)
+    return rows
+
+
 class LiveTeacher:
     """A frozen model that embeds every batch as it comes, at its own resolution and by its own text rules.
 
-    ``sides`` says which of its towers the recipe asks for; the other never runs. ``autocast`` makes the context in
-    which it runs.
+    ``asked`` are the nodes a recipe wants of it: a tower nobody asks for never runs. ``autocast`` makes the context
+    in which it runs.
     """
 
-    def __init__(self, letter: str, encoder: DualEncoder, sides: str, autocast: AbstractContextManager[None]) -> None:
+    def __init__(
+        self, letter: str, encoder: DualEncoder, asked: Sequence[Node], autocast: AbstractContextManager[None]
+    ) -> None:
         self.letter, self.encoder, self.autocast = letter, encoder, autocast
         self.scale, self.width, self.fingerprint = encoder.scale, encoder.width, encoder.fingerprint
-        self.nodes: Sequence[str] = [f"{letter}{side}" for side in encoder.sides]
-        self.inlet = Inlet.of(encoder, sides)
+        self.nodes: Sequence[str] = [f"{letter}{side}" for side in encoder.sides] + [
+            str(node) for node in asked if node.side == "T" and node.view in TEXT_VIEWS and "T" in encoder.sides
+        ]
+        self.inlet = inlet(encoder, asked)
         encoder.module.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -53,6 +77,5 @@ class LiveTeacher:
         with self.autocast:
             if self.inlet.transform:
                 rows[f"{self.letter}I"] = self.encoder.images(batch.pixels[self.letter])
-            if self.inlet.tokenize:
-                rows[f"{self.letter}T"] = self.encoder.texts(batch.tokens[self.letter])
+            rows |= text_rows(self.letter, self.encoder, batch)
         return {node: matrix.float() for node, matrix in rows.items()}

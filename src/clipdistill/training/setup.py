@@ -15,7 +15,7 @@ from clipdistill.algebra.graph import InteractionGraph, Losses
 from clipdistill.algebra.nodes import STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import Plan, RunConfig
-from clipdistill.data.batches import Batch, Batches, Inlet, Order
+from clipdistill.data.batches import Batch, Batches, Order
 from clipdistill.data.samples import Source
 from clipdistill.data.sources import pairs
 from clipdistill.data.views import Augmentation
@@ -24,7 +24,7 @@ from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.huggingface import HuggingFaceEncoder, load
 from clipdistill.models.masking import masked_images
 from clipdistill.models.students import build, choose_tokenizer
-from clipdistill.teachers.teacher import LiveTeacher, Teacher
+from clipdistill.teachers.teacher import LiveTeacher, Teacher, inlet, text_rows
 from clipdistill.training.optimisers import Optimiser
 from clipdistill.training.pruning import Pruning
 
@@ -84,9 +84,8 @@ class Setup:
             if MASKED in self.recipe.nodes:
                 ratio = self.config.train.mask_ratio
                 rows["SI@masked"] = masked_images(self.student, batch.pixels[STUDENT], ratio).float()
-            if STUDENT in batch.tokens:
-                rows["ST"] = self.student.texts(batch.tokens[STUDENT]).float()
-        return rows
+            texts = text_rows(STUDENT, self.student, batch)
+        return rows | {node: matrix.float() for node, matrix in texts.items()}
 
 
 def prepare(config: RunConfig) -> Setup:
@@ -102,14 +101,14 @@ def prepare(config: RunConfig) -> Setup:
     device = choose_device(config.train.device)
     autocast = make_autocast(device, config.train.precision)
     encoders = {letter: load(uri, device.type) for letter, uri in sorted(config.teachers.items())}
-    teachers = [LiveTeacher(letter, model, _sides(recipe, letter), autocast) for letter, model in encoders.items()]
+    teachers = [LiveTeacher(letter, model, _asked(recipe, letter), autocast) for letter, model in encoders.items()]
     student = _student(config, source, next(iter(encoders.values()), None))
     student.module.to(device).train()
-    _check_nodes(recipe, student, teachers)
+    _check_nodes(recipe, source, student, teachers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         graph = InteractionGraph(recipe, {STUDENT: student.width, **{t.letter: t.width for t in teachers}}).to(device)
-    inlets = {STUDENT: Inlet.of(student, _sides(recipe, STUDENT)), **{t.letter: t.inlet for t in teachers}}
+    inlets = {STUDENT: inlet(student, _asked(recipe, STUDENT)), **{t.letter: t.inlet for t in teachers}}
     return Setup(
         config=config,
         recipe=recipe,
@@ -196,10 +195,12 @@ def _check_letters(recipe: Recipe, config: RunConfig) -> None:
             )
 
 
-def _check_nodes(recipe: Recipe, student: DualEncoder, teachers: list[LiveTeacher]) -> None:
-    given = (
-        {f"{STUDENT}{side}" for side in student.sides} | {str(MASKED)} | {node for t in teachers for node in t.nodes}
-    )
+def _check_nodes(recipe: Recipe, source: Source, student: DualEncoder, teachers: list[LiveTeacher]) -> None:
+    given = {f"{STUDENT}{side}" for side in student.sides} | {node for t in teachers for node in t.nodes}
+    given |= {str(MASKED)} if "I" in student.sides else set()
+    if "T" in student.sides:
+        views = {view for index in range(min(len(source), 100)) for view in source[index].texts}
+        given |= {f"{STUDENT}T@{view}" for view in views if view}
     for node in recipe.nodes:
         if str(node) not in given:
             raise RecipeError(
@@ -208,9 +209,9 @@ def _check_nodes(recipe: Recipe, student: DualEncoder, teachers: list[LiveTeache
             )
 
 
-def _sides(recipe: Recipe, letter: str) -> str:
-    """The towers of model ``letter`` that a recipe asks for: ``"IT"``, ``"I"`` or ``"T"``."""
-    return "".join(side for side in "IT" if any((n.model, n.side) == (letter, side) for n in recipe.nodes))
+def _asked(recipe: Recipe, letter: str) -> list[Node]:
+    """The nodes of model ``letter`` that a recipe asks for."""
+    return [node for node in recipe.nodes if node.model == letter]
 
 
 def _student(config: RunConfig, source: Source, first_teacher: HuggingFaceEncoder | None) -> HuggingFaceEncoder:

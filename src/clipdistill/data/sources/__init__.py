@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from clipdistill.data.samples import Source
+from clipdistill.data.sources.chinese_clip import find_split, read_split
 from clipdistill.data.sources.folder import read_folder
 from clipdistill.data.sources.listed import Samples, from_samples
 from clipdistill.data.sources.tables import TABLES, Columns, read_table
@@ -20,12 +21,13 @@ __all__ = ["Samples", "from_samples", "pairs"]
 KINDS = (
     "a folder of pictures (with metadata.jsonl, .csv or .parquet, sidecar .txt files, or a folder per class)",
     f"a table ({', '.join(sorted(TABLES))})",
+    "a split of Chinese-CLIP's layout (photos/train for photos/train_imgs.tsv and photos/train_texts.jsonl)",
     "scenes:train (made on the spot)",
 )
 
 
 def pairs(uri: str | Path) -> Source:
-    """Open a folder, a table or made-up scenes as a source of samples.
+    """Open a folder, a table, a split in Chinese-CLIP's layout or made-up scenes as a source of samples.
 
     A URI is a path, optionally with choices: ``photos?caption=title``, ``list.csv?image=path&sep=tab``; the keys
     are ``image``, ``caption``, ``label`` and ``group`` (columns) and ``sep`` (``tab`` or ``comma``). Pictures are
@@ -36,6 +38,8 @@ def pairs(uri: str | Path) -> Source:
     if scheme and not Path(text).exists():
         return _made(scheme[1], text)
     path, columns = _split(text)
+    if split := find_split(path):
+        return from_samples(read_split(split), text)
     if path.is_dir():
         return from_samples(read_folder(path, columns), text)
     if path.is_file():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipdistill.data.samples import Picture, Sample
+from clipdistill.data.samples import Base64Line, Picture, Sample
 from clipdistill.errors import DataError
 
 
@@ -54,6 +54,8 @@ def _size(picture: Picture) -> int:
     """Return the size in bytes, -1 for a file that is not there."""
     if isinstance(picture, np.ndarray):
         return picture.nbytes
+    if isinstance(picture, Base64Line):
+        return picture.size
     if not isinstance(picture, Path):
         return len(picture)
     try:

@@ -27,6 +27,7 @@ class Columns:
 
     image: str | None = None
     caption: str | None = None
+    synthetic: str | None = None
     label: str | None = None
     group: str | None = None
     sep: str | None = None
@@ -47,6 +48,7 @@ class _Entry:
 
     image: Path
     captions: dict[str, None]
+    synthetic: dict[str, None]
     label: str | None = None
     group: str | None = None
 
@@ -139,7 +141,7 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
     try:
         names = parquet.read_schema(path).names
         wanted = _choose(Table(path, names, []), columns)
-        chosen = [name for name in (wanted.image, wanted.caption, wanted.label, wanted.group) if name]
+        chosen = [name for name in (wanted.image, wanted.caption, wanted.synthetic, wanted.label, wanted.group) if name]
         rows = parquet.read_table(path, columns=chosen).to_pylist()
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a parquet file that can be read ({error})") from error
@@ -157,7 +159,7 @@ TABLES: dict[str, Callable[[Path, Columns], Table]] = {
 
 def _choose(table: Table, columns: Columns) -> Columns:
     """Fill in the columns that were not chosen, and check those that were."""
-    for role in ("image", "caption", "label", "group"):
+    for role in ("image", "caption", "synthetic", "label", "group"):
         name = getattr(columns, role)
         if name is not None and name not in table.columns:
             hint = did_you_mean(name, table.columns)
@@ -171,7 +173,8 @@ def _choose(table: Table, columns: Columns) -> Columns:
         raise _no_column(table, "image", "picture paths", IMAGE_COLUMNS)
     if caption is None and label is None:
         raise _no_column(table, "caption", "captions", CAPTION_COLUMNS)
-    return Columns(image, caption, label, columns.group or _first(("group",), table.columns))
+    synthetic = columns.synthetic or _first(("syn_text",), table.columns)
+    return Columns(image, caption, synthetic, label, columns.group or _first(("group",), table.columns))
 
 
 def _first(names: tuple[str, ...], columns: list[str]) -> str | None:
@@ -194,14 +197,15 @@ def _samples(table: Table, columns: Columns) -> Iterator[Sample]:
         where = f"{table.path}:{line}"
         name = _path(_value(row, columns.image), columns.image, where, root)
         if name not in entries:
-            entries[name] = _Entry(folder / name, {})
+            entries[name] = _Entry(folder / name, {}, {})
         entry = entries[name]
-        captions = _captions(_value(row, columns.caption), columns.caption, where)
-        entry.captions.update(dict.fromkeys(captions))
+        for told, column in ((entry.captions, columns.caption), (entry.synthetic, columns.synthetic)):
+            told.update(dict.fromkeys(_captions(_value(row, column), column, where)))
         entry.label = _agree(entry.label, _value(row, columns.label), "label", name, where)
         entry.group = _agree(entry.group, _value(row, columns.group), "group", name, where)
     for name, entry in entries.items():
-        yield Sample(name, entry.image, {"": list(entry.captions)}, entry.label, entry.group)
+        texts = {"": list(entry.captions)} | ({"syn": list(entry.synthetic)} if entry.synthetic else {})
+        yield Sample(name, entry.image, texts, entry.label, entry.group)
 
 
 def _value(row: Mapping[str, Any], column: str | None) -> Any:

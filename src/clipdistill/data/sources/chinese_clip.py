@@ -1,0 +1,131 @@
+"""Chinese-CLIP's layout: pictures in base64 in one file, texts and who belongs to whom in another.
+
+::
+
+    photos/train_imgs.tsv       1076345<TAB>/9j/4AAQSkZJ...
+    photos/train_texts.jsonl    {"text_id": 8428, "text": "高级感托特包斜挎", "image_ids": [1076345, 517602]}
+
+Their LMDB folders (``photos/lmdb/train``) are made from these two files, which are read in their place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipdistill.data.samples import Base64Line, Sample
+from clipdistill.errors import DataError
+
+IMAGES, TEXTS = "_imgs.tsv", "_texts.jsonl"
+
+
+def find_split(path: Path) -> Path | None:
+    """Return the split that ``path`` means, as ``photos/train``, or None where it is not Chinese-CLIP's layout.
+
+    Understood are ``photos/train``, either of its files, ``photos/lmdb/train``, and ``photos`` if it holds one split.
+    Raises :class:`DataError` if only LMDB files are there, a file of the two is missing, or the split is not said.
+    """
+    for ending in (IMAGES, TEXTS):
+        if path.name.endswith(ending) and path.is_file():
+            return _whole(path.with_name(path.name.removesuffix(ending)))
+    if path.parent.name == "lmdb" or (path / "pairs" / "data.mdb").is_file():
+        return _beside_lmdb(path)
+    if not path.is_dir():
+        return _whole(path) if _file(path, IMAGES).is_file() else None
+    splits = sorted(_split_names(path))
+    if len(splits) > 1:
+        raise DataError(f"{path}: found several splits. Did you mean {' or '.join(str(path / name) for name in splits)}?")
+    return _whole(path / splits[0]) if splits else None
+
+
+def read_split(split: Path) -> list[Sample]:
+    """Read the pictures of a split, in the order of their file, each with all texts that name it.
+
+    Pictures stay in the file until they are asked for; one that no text names has no caption. Raises
+    :class:`DataError` with file and line.
+    """
+    pictures = dict(_pictures(_file(split, IMAGES)))
+    captions: dict[str, dict[str, None]] = {name: {} for name in pictures}
+    for where, text, names in _texts(_file(split, TEXTS)):
+        for name in names:
+            if name not in captions:
+                raise DataError(f"{where}: image_ids names {name}, which {_file(split, IMAGES)} does not hold.")
+            captions[name][text] = None
+    return [Sample(name, picture, {"": list(captions[name])}) for name, picture in pictures.items()]
+
+
+def _file(split: Path, ending: str) -> Path:
+    return split.with_name(split.name + ending)
+
+
+def _split_names(folder: Path) -> Iterator[str]:
+    return (file.name.removesuffix(IMAGES) for file in folder.glob(f"?*{IMAGES}"))
+
+
+def _whole(split: Path) -> Path:
+    """Check that both files of a split are there."""
+    for ending, other in ((IMAGES, TEXTS), (TEXTS, IMAGES)):
+        if not _file(split, ending).is_file():
+            raise DataError(
+                f"{_file(split, other)} needs {_file(split, ending).name} beside it, which is not there. Both files "
+                "make a split of Chinese-CLIP's data."
+            )
+    return split
+
+
+def _beside_lmdb(path: Path) -> Path:
+    split = path.parent.parent / path.name if path.parent.name == "lmdb" else path
+    if _file(split, IMAGES).is_file() or _file(split, TEXTS).is_file():
+        return _whole(split)
+    found = "an LMDB folder" if path.is_dir() else "no such folder"
+    raise DataError(
+        f"{path}: found {found}, and not the files that LMDB folders are made from. Expected {_file(split, IMAGES)} and "
+        f"{_file(split, TEXTS)}: put them there. LMDB itself is not read: its texts are pickled, and a pickle can run code."
+    )
+
+
+def _pictures(path: Path) -> Iterator[tuple[str, Base64Line]]:
+    """Yield ids and where their pictures are, without decoding them."""
+    seen: dict[str, int] = {}
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                name, offset, size = _fields(line, f"{path}:{number}")
+                if name in seen:
+                    raise DataError(f"{path}:{number}: the image id {name} is that of line {seen[name]}; ids must differ")
+                seen[name] = number
+                yield name, Base64Line(path, number, start + offset, size)
+            start += len(line)
+
+
+def _fields(line: bytes, where: str) -> tuple[str, int, int]:
+    """Split a line into its image id, and where in it the picture begins and how long it is."""
+    name, tab, picture = line.rstrip().partition(b"\t")
+    if not tab or not name.strip() or not picture or b"\t" in picture:
+        found = line[:40].decode("utf-8", "replace").rstrip()
+        raise DataError(f"{where}: found {found!r}, expected an image id, a tab and the picture in base64")
+    return name.strip().decode("utf-8", "replace"), len(name) + 1, len(picture)
+
+
+def _texts(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield where a text stands, the text, and the ids of its pictures."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path}:{number}"
+                row = _row(line, where)
+                yield where, row["text"], [str(name) for name in row["image_ids"]]
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON in UTF-8 ({error}); expected one object per line") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not isinstance(row.get("image_ids"), list):
+        found = line[:60].decode("utf-8", "replace").strip()
+        raise DataError(f'{where}: found {found}, expected {{"text_id": 1, "text": "...", "image_ids": [1, 2]}}')
+    return row
