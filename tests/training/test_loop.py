@@ -209,6 +209,16 @@ def test_resume_refuses_data_teachers_and_recipes_that_have_changed(tmp_path: Pa
         distill(tiny_run(out, **options), resume=True)
 
 
+@pytest.mark.parametrize(("frozen", "still"), [("text", "text"), ("image", "vis")])
+def test_a_frozen_tower_stays_as_it_is(frozen: str, still: str, tmp_path: Path, teacher: Path) -> None:
+    out = tmp_path / "run"
+    student = {"pretrained": str(teacher), "freeze": frozen}
+    distill(tiny_run(out, student=student, train={"optimizer": "muon"}))
+    before, after = load_file(teacher / "model.safetensors"), weights(out)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith(still) or name.endswith("position_ids")}
+
+
 def test_the_scale_of_a_sigmoid_student_is_free(tmp_path: Path) -> None:
     config = SiglipConfig(
         text_config={

@@ -52,7 +52,7 @@ class StudentSpec(BaseModel):
     trained), ``train`` (on the captions, ``vocab_size`` entries) or a folder or hub name. Sizes left out are the
     preset's: a changed ``width`` takes ``text_width`` along and sets the heads to about one in 64 channels.
     ``inherit`` starts from chosen layers and first channels of the first teacher, or of ``inherit_from``; see
-    :func:`clipdistill.models.inherit.inherit`.
+    :func:`clipdistill.models.inherit.inherit`. ``freeze`` leaves one tower as it is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,6 +74,7 @@ class StudentSpec(BaseModel):
     vocab_size: int = 8192
     inherit: Literal["tinyclip", "even"] | None = None
     inherit_from: str | None = None
+    freeze: Literal["image", "text"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> StudentSpec:

@@ -23,11 +23,12 @@ from clipdistill.errors import ConfigError, DataError, InterruptedRunError, Trai
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.progress import console, progress
 from clipdistill.training import checkpoint, run_folder
+from clipdistill.training.device import choose_device, choose_precision
 from clipdistill.training.preflight import count, preflight, raise_unless_finite
 from clipdistill.training.pruning import Pruning
 from clipdistill.training.run_folder import Log
 from clipdistill.training.schedule import factor
-from clipdistill.training.setup import Setup, choose_device, choose_precision, prepare
+from clipdistill.training.setup import Setup, prepare, train_mode
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _metrics(setup: Setup, state: State, tasks: Tasks) -> dict[str, float]:
         (found,) = evaluate({"student": setup.student}, tasks, setup.config.train.workers)
     if own is not None:
         module.load_state_dict(own)
-    module.train()
+    train_mode(setup.student, setup.config.student.freeze)
     return found.metrics
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clipdistill.algebra.graph import InteractionGraph, Losses
 from clipdistill.algebra.nodes import STUDENT, Node
@@ -25,6 +23,7 @@ from clipdistill.models.huggingface import HuggingFaceEncoder, load
 from clipdistill.models.masking import masked_images
 from clipdistill.models.students import build, choose_tokenizer
 from clipdistill.teachers.teacher import LiveTeacher, Teacher, inlet, text_rows
+from clipdistill.training.device import choose_device, make_autocast
 from clipdistill.training.optimisers import Optimiser
 from clipdistill.training.pruning import Pruning
 
@@ -55,7 +54,7 @@ class Setup:
         """Replace a student under masks by the smaller one that they leave, with a new optimiser."""
         assert self.pruning is not None
         self.student = self.pruning.fold()
-        self.student.module.train()
+        train_mode(self.student, self.config.student.freeze)
         self.optimiser = Optimiser([self.student.module, self.graph], self.config.train)
 
     def forget_gradients(self) -> None:
@@ -103,7 +102,8 @@ def prepare(config: RunConfig) -> Setup:
     encoders = {letter: load(uri, device.type) for letter, uri in sorted(config.teachers.items())}
     teachers = [LiveTeacher(letter, model, _asked(recipe, letter), autocast) for letter, model in encoders.items()]
     student = _student(config, source, next(iter(encoders.values()), None))
-    student.module.to(device).train()
+    student.module.to(device)
+    train_mode(student, config.student.freeze)
     _check_nodes(recipe, source, student, teachers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -126,50 +126,18 @@ def prepare(config: RunConfig) -> Setup:
     )
 
 
-def choose_device(name: str) -> torch.device:
-    """Read ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; raises ConfigError for a device that is not there."""
-    if name == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(found)
-    try:
-        torch.empty(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"train.device={name}: this machine or this torch cannot use it ({error}).") from error
+def train_mode(student: DualEncoder, frozen: str | None) -> None:
+    """Set the student to train, but for a frozen tower, which neither learns nor drops out.
 
-
-def choose_precision(device: torch.device, precision: str) -> str:
-    """Resolve ``auto``: bfloat16 where the device has it and it is faster, measured on a CPU by a small product."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if device.type == "cpu" and _bfloat16_pays() else "float32"
-
-
-def make_autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The context that model code runs in."""
-    if precision == "float32":
-        return nullcontext()
-    context: AbstractContextManager[None] = torch.autocast(device.type, dtype=torch.bfloat16)
-    return context
-
-
-def _bfloat16_pays() -> bool:
-    """Whether a matrix product in bfloat16 takes less than two thirds of the time it takes in float32."""
-
-    def fastest(dtype: torch.dtype) -> float:
-        rows, weight = torch.ones(512, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
-        return min(_seconds(rows, weight) for _ in range(10))
-
-    return fastest(torch.bfloat16) < fastest(torch.float32) * 2 / 3
-
-
-def _seconds(rows: Tensor, weight: Tensor) -> float:
-    start = time.perf_counter()
-    for _ in range(4):
-        F.linear(rows, weight)
-    return time.perf_counter() - start
+    Keeping one tower as it is and training the other is LiT (arXiv 2111.07991).
+    """
+    student.module.train()
+    if frozen is None:
+        return
+    prefixes = {"image": ("vision", "visual"), "text": ("text",)}[frozen]
+    for name, part in student.module.named_children():
+        if name.startswith(prefixes):
+            part.eval().requires_grad_(False)
 
 
 def _check_letters(recipe: Recipe, config: RunConfig) -> None:
