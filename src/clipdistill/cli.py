@@ -84,11 +84,35 @@ def distill(
     For instance: clipdistill distill recipe=clip-kd teachers.T=openai/clip-vit-base-patch32 data=FOLDER
     student.preset=vit-tiny-16 train.epochs=10 out=runs/first
     """
+    _distill(*_split(words or []), resume)
+
+
+@app.command(name="chinese-clip", context_settings={"ignore_unknown_options": True})
+def chinese_clip(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[--FLAG VALUE]... [KEY=VALUE]...", help="Their flags, then overrides of the run."),
+    ] = None,
+) -> None:
+    """Take the command line of Chinese-CLIP's cn_clip/training/main.py: print the native command, and run it.
+
+    For instance: clipdistill chinese-clip --train-data=photos/lmdb/train --resume=models/student --distllation
+    --teacher-model-name=models/teacher --kd_loss_weight=0.5 --lr=5e-5 --max-epochs=3 --name=tuned
+    """
+    from clipdistill.coming_from.chinese_clip import translate
+
+    translation = translate(words or [])
+    for remark in translation.remarks:
+        console.print(remark, markup=False)
+    print(translation.command, flush=True)
+    _distill(None, translation.overrides, resume=False)
+
+
+def _distill(file: str | None, overrides: list[str], resume: bool) -> None:
     from clipdistill.config import load_run
     from clipdistill.evidence.finish import evaluate_run
     from clipdistill.training.stages import train
 
-    file, overrides = _split(words or [])
     config = load_run(file, overrides)
     run = train(config, resume)
     console.print(f"student: {run.student}", markup=False)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipdistill.algebra.graph import InteractionGraph
+from clipdistill.algebra.objectives import stretch
 from clipdistill.algebra.recipe import Recipe, available
 from clipdistill.errors import RecipeError
 
@@ -130,6 +131,38 @@ def test_an_adapted_row_is_the_linear_map_of_the_row() -> None:
     mapped = embeddings["SI"] @ graph.adapters["SI_to_12"].weight.T
     expected = ((unit(mapped) - unit(embeddings["TI"])) ** 2).sum(1).mean()
     assert float(graph(embeddings, SCALES).total.detach()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("width", [5, 8, 12, 17])
+def test_interpolation_stretches_rows_as_a_picture_of_the_same_height(width: int) -> None:
+    embeddings = rows(5) | {"TI": torch.randn(6, width, dtype=torch.float64)}
+    student = torch.tensor(unit(embeddings["SI"]))
+    terms = [{"feature": "SI>TI", "metric": "cosine", "adapter": "interpolate"}]
+    graph = InteractionGraph(Recipe.load(terms), {"S": 8, "T": width}).double()
+    assert not graph.adapters
+    resized = torch.nn.functional.interpolate(student[None, None], size=(6, width), mode="bilinear")[0, 0]
+    expected = 1 - torch.nn.functional.cosine_similarity(embeddings["TI"], resized).mean()
+    assert float(graph(embeddings, SCALES).total) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [3, 7, 20])
+def test_a_stretched_row_is_a_blend_of_neighbouring_channels(width: int) -> None:
+    matrix = rows(6)["SI"]
+    found = stretch(matrix, width)
+    for j in range(width):
+        place = min(max((j + 0.5) * 8 / width - 0.5, 0), 7)
+        low, high = int(place), min(int(place) + 1, 7)
+        blend = matrix[:, low] * (1 - (place - low)) + matrix[:, high] * (place - low)
+        torch.testing.assert_close(found[:, j], blend)
+    assert torch.equal(stretch(matrix, 8), matrix)
+
+
+def test_interpolation_and_a_learned_adapter_live_side_by_side() -> None:
+    terms = [{"feature": "SI>TI", "adapter": "interpolate", "name": "a"}, {"feature": "SI>TI", "name": "b"}]
+    graph = InteractionGraph(Recipe.load(terms), {"S": 8, "T": 12}).double()
+    losses = graph(rows(7) | {"TI": torch.randn(6, 12, dtype=torch.float64)}, SCALES)
+    assert set(graph.adapters) == {"SI_to_12"}
+    assert losses.terms["a"] != losses.terms["b"]
 
 
 def test_targets_are_detached_unless_mutual() -> None:

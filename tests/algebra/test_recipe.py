@@ -42,6 +42,12 @@ def test_shipped_recipes_load_describe_and_round_trip(name: str) -> None:
     assert Recipe.load(recipe.to_dict()) == recipe
 
 
+def test_an_adapter_that_is_not_learned_is_told_and_round_trips() -> None:
+    recipe = Recipe.load([{"feature": "SI>TI", "metric": "cosine", "adapter": "interpolate"}])
+    assert "cosine, interpolate" in recipe.describe()
+    assert Recipe.load(recipe.to_dict()["terms"]) == recipe
+
+
 def test_the_recipes_of_the_papers_are_there() -> None:
     assert {"clip", "siglip", "clip-kd", "feature", "affinity", "chinese-clip-kd"} <= set(available())
     assert [term.name for term in Recipe.load("clip-kd").terms] == [
@@ -93,6 +99,11 @@ def test_defaults_follow_the_papers() -> None:
         ([{"relation": "SI-ST"}], "needs as many under 'like'"),
         ([{"relation": "SI-ST", "like": "TI>TT"}], "has 2 arrows"),
         ([{"contrast": "SI-ST", "like": "TI-TT"}], "'like' belongs to relation and gradient, not to contrast"),
+        (
+            [{"feature": "SI>TI", "adapter": "bilinear"}],
+            "unknown adapter 'bilinear'. Did you mean 'linear'? Known: interpolate",
+        ),
+        ([{"contrast": "SI>TI", "adapter": "interpolate"}], "'adapter' belongs to feature, not to contrast"),
         ([{"gradient": "SI-ST"}], "gradient SI-ST has 2 arrows and needs as many under 'like'"),
         ([{"contrast": "SI-ST", "weight": {"grad_norm": "big"}}], "weight: expected a number"),
         ([{"contrast": "SI-ST", "reference": 1}], "reference is true or false"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from clipdistill.cli import main
 from clipdistill.data.sources import pairs
-from tiny_runs import TINY
+from tiny_runs import TINY, write_chinese_clip
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,11 +26,15 @@ SMALL = [*(f"student.{key}={value}" for key, value in TINY.items() if key != "vo
 SMALL += ["student.image_size=48", "train.epochs=1", "train.batch_size=8", "student.tokenizer=auto"]
 #: The same for a grid that trains a teacher of its own on drawn pictures.
 SMALL_GRID = [*SMALL, "data=scenes:train?n=24", "evaluate.image_retrieval=null", "evaluate.zeroshot=null"]
+#: A student that is fine-tuned brings its sizes along.
+SMALL_TUNING = ["train.workers=0", "train.steps=2", "train.batch_size=8", "evaluate.every=null"]
 SMALL_GRID += [f"teacher.{word}" for word in SMALL_GRID[: len(SMALL) + 1]]
 
 
 def small(words: list[str]) -> list[str]:
     """The overrides that a documented command needs to be quick."""
+    if words[0] == "chinese-clip":
+        return SMALL_TUNING
     if words[0] == "distill" or (words[0] == "compare" and ("--recipes" in words or words[1].endswith(".yaml"))):
         return SMALL
     return SMALL_GRID if words[0] == "compare" and "--grid" in words else []
@@ -61,6 +66,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["distill", "recipe=clip", *words]) == 0
     (desk / "models").mkdir()
     (desk / "made" / "student").rename(desk / "models" / "teacher")
+    shutil.copytree(desk / "models" / "teacher", desk / "models" / "student")
+    for split in ("train", "valid"):
+        write_chinese_clip(desk / "datasets" / "MUGE" / split, f"scenes:{split.replace('valid', 'test')}?n=16&lang=zh")
     for page in PAGES:
         for block in blocks(page, "yaml"):
             name = re.match(r"# ([\w/.-]+\.yaml)", block)
@@ -117,8 +125,44 @@ def test_every_documented_run_file_is_a_run() -> None:
     assert max(len(stage_runs(make_run(run))) for run in runs) == 4
 
 
+def test_every_key_of_a_term_is_documented() -> None:
+    from clipdistill.algebra.recipe import ADAPTERS, TERM_KEYS, VERBS
+
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    words = {*TERM_KEYS, *ADAPTERS, *(metric for metrics in VERBS.values() for metric in metrics)}
+    # Two stand in the table of verbs: "relation ... like ...", and "metrics" heads a column.
+    assert not [word for word in words - {"like", "metric"} if not re.search(rf"`{word}\b", text)]
+
+
+def test_every_flag_of_chinese_clip_is_documented() -> None:
+    from clipdistill.coming_from.chinese_clip_flags import IDLE, MAPPED, REFUSED
+
+    text = (ROOT / "docs" / "coming-from-chinese-clip.md").read_text(encoding="utf-8").replace("_", "-")
+    assert not [flag for flag in (*MAPPED, *IDLE, *REFUSED) if f"`--{flag}`" not in text]
+
+
 def test_every_recipe_is_documented() -> None:
     from clipdistill.algebra.recipe import available
 
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in available())
+
+
+METHODS = ROOT / "docs" / "methods.md"
+
+
+@pytest.mark.parametrize("block", blocks(METHODS, "yaml"))
+def test_every_documented_method_is_a_recipe(block: str) -> None:
+    """A block headed by a recipe's name is that recipe."""
+    from clipdistill.algebra.recipe import Recipe
+
+    recipe = Recipe.load(yaml.safe_load(block))
+    name = re.match(r"# recipe ([\w-]+)\n", block)
+    assert name is None or recipe.terms == Recipe.load(name[1]).terms
+
+
+def test_every_test_that_the_methods_name_exists() -> None:
+    named = set(re.findall(r"\btest_\w+", METHODS.read_text(encoding="utf-8")))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 20
+    assert named <= set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))

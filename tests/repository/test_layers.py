@@ -18,7 +18,7 @@ FLOORS = [
     {"models"},
     {"config", "teachers", "evaluation"},
     {"training"},
-    {"evidence", "bench"},
+    {"evidence", "bench", "coming_from"},
     {"cli"},
     {"__init__", "__main__"},
 ]

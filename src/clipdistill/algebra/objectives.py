@@ -69,7 +69,7 @@ def feature_cosine(rows: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> 
 
 
 def stretch(rows: Float[Tensor, "B D"], width: int) -> Float[Tensor, "B W"]:
-    """Resample rows to ``W = width`` channels, linearly: channel j is read at ``(j + 0.5) D / W - 0.5``, within [0, D-1].
+    """Resample rows to ``W`` channels, linearly: channel j is read at ``(j + 0.5) D / W - 0.5``, kept in [0, D - 1].
 
     Chinese-CLIP's rule for a student and a teacher of different width (cosineSimilarityLoss in its training code, which
     resizes the ``[B, D]`` matrix as a picture). It gives the order of channels a meaning that it does not have.

@@ -22,7 +22,7 @@ CHINESE = re.compile(f"[{HAN}]")
 
 @dataclass(frozen=True)
 class Base64Line:
-    """A picture written in base64, either alphabet, on line ``line`` of ``path``: ``size`` bytes from byte ``start``."""
+    """A picture written in base64, either alphabet, on line ``line`` of ``path``: ``size`` bytes from ``start``."""
 
     path: Path
     line: int

@@ -39,6 +39,8 @@ def pairs(uri: str | Path) -> Source:
         return _made(scheme[1], text)
     path, columns = _split(text)
     if split := find_split(path):
+        if columns != Columns():
+            raise DataError(f"{text}: a split in Chinese-CLIP's layout has no columns to choose; name {path}")
         return from_samples(read_split(split), text)
     if path.is_dir():
         return from_samples(read_folder(path, columns), text)

@@ -28,15 +28,20 @@ def find_split(path: Path) -> Path | None:
     Raises :class:`DataError` if only LMDB files are there, a file of the two is missing, or the split is not said.
     """
     for ending in (IMAGES, TEXTS):
-        if path.name.endswith(ending) and path.is_file():
-            return _whole(path.with_name(path.name.removesuffix(ending)))
-    if path.parent.name == "lmdb" or (path / "pairs" / "data.mdb").is_file():
-        return _beside_lmdb(path)
+        named = path.with_name(path.name.removesuffix(ending)) if path.name.endswith(ending) else path
+        if named != path and path.is_file() and all(_file(named, one).is_file() for one in (IMAGES, TEXTS)):
+            return named
+    if path.parent.name == "lmdb" and _begun(split := path.parent.parent / path.name):
+        return _whole(split)
     if not path.is_dir():
-        return _whole(path) if _file(path, IMAGES).is_file() else None
+        return _whole(path) if _begun(path) else None
+    if (path / "imgs" / "data.mdb").is_file() or (path / "pairs" / "data.mdb").is_file():
+        raise _only_lmdb(path)
     splits = sorted(_split_names(path))
     if len(splits) > 1:
-        raise DataError(f"{path}: found several splits. Did you mean {' or '.join(str(path / name) for name in splits)}?")
+        raise DataError(
+            f"{path}: found several splits. Did you mean {' or '.join(str(path / name) for name in splits)}?"
+        )
     return _whole(path / splits[0]) if splits else None
 
 
@@ -75,14 +80,15 @@ def _whole(split: Path) -> Path:
     return split
 
 
-def _beside_lmdb(path: Path) -> Path:
+def _begun(split: Path) -> bool:
+    return any(_file(split, ending).is_file() for ending in (IMAGES, TEXTS))
+
+
+def _only_lmdb(path: Path) -> DataError:
     split = path.parent.parent / path.name if path.parent.name == "lmdb" else path
-    if _file(split, IMAGES).is_file() or _file(split, TEXTS).is_file():
-        return _whole(split)
-    found = "an LMDB folder" if path.is_dir() else "no such folder"
-    raise DataError(
-        f"{path}: found {found}, and not the files that LMDB folders are made from. Expected {_file(split, IMAGES)} and "
-        f"{_file(split, TEXTS)}: put them there. LMDB itself is not read: its texts are pickled, and a pickle can run code."
+    return DataError(
+        f"{path}: found an LMDB folder without the files that it was made from. Put {_file(split, IMAGES)} and "
+        f"{_file(split, TEXTS)} back. LMDB itself is not read: its texts are pickled, and a pickle can run code."
     )
 
 
@@ -95,7 +101,9 @@ def _pictures(path: Path) -> Iterator[tuple[str, Base64Line]]:
             if line.strip():
                 name, offset, size = _fields(line, f"{path}:{number}")
                 if name in seen:
-                    raise DataError(f"{path}:{number}: the image id {name} is that of line {seen[name]}; ids must differ")
+                    raise DataError(
+                        f"{path}:{number}: the image id {name} is that of line {seen[name]}; ids must differ"
+                    )
                 seen[name] = number
                 yield name, Base64Line(path, number, start + offset, size)
             start += len(line)
