@@ -17,7 +17,7 @@ _HOMES = {
     "Recipe": "clipdistill.algebra.recipe",
     "Sample": "clipdistill.data.samples",
     "Tasks": "clipdistill.evaluation.evaluate",
-    "distill": "clipdistill.training.loop",
+    "distill": "clipdistill.training.stages",
     "evaluate": "clipdistill.evaluation.evaluate",
     "load_run": "clipdistill.config",
     "make_run": "clipdistill.config",
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from clipdistill.data.sources import pairs
     from clipdistill.evaluation.evaluate import Tasks, evaluate
     from clipdistill.evidence.report import write_report
-    from clipdistill.training.loop import distill
+    from clipdistill.training.stages import distill
 
 
 def __getattr__(name: str) -> Any:

@@ -111,7 +111,7 @@ def chinese_clip(
 def _distill(file: str | None, overrides: list[str], resume: bool) -> None:
     from clipdistill.config import load_run
     from clipdistill.evidence.finish import evaluate_run
-    from clipdistill.training.stages import train
+    from clipdistill.training.stages import distill as train
 
     config = load_run(file, overrides)
     run = train(config, resume)

@@ -310,3 +310,28 @@ def test_a_measured_weight_makes_the_gradient_a_share_of_the_others_and_then_sta
 def test_a_recipe_of_measured_weights_alone_is_refused() -> None:
     with pytest.raises(RecipeError, match="a share of the others; give one a number"):
         InteractionGraph(Recipe.load([{"contrast": "SI-ST", "weight": {"grad_norm": 1}}]), {"S": 8})
+
+
+@pytest.mark.parametrize(
+    "keys", [torch.eye(6, dtype=torch.bool), torch.zeros(6), torch.zeros(6, 1, 1, dtype=torch.long)]
+)
+def test_keys_that_are_no_keys_are_refused(keys: torch.Tensor) -> None:
+    with pytest.raises(RecipeError, match=r"positives: expected integer keys of shape \[B\] or \[B, K\]"):
+        compute([{"contrast": "SI-ST"}], rows(13), positives=keys)
+
+
+def test_rows_of_two_precisions_meet_in_the_finer_and_none_are_refused() -> None:
+    embeddings = rows(14)
+    mixed = embeddings | {"TI": embeddings["TI"].float()}
+    graph = InteractionGraph(Recipe.load([{"feature": "SI>TI"}]), {"S": 8, "T": 8})
+    assert float(graph(mixed, SCALES).total) == pytest.approx(float(graph(embeddings, SCALES).total), rel=1e-5)
+    with pytest.raises(RecipeError, match="has no rows"):
+        graph({node: matrix[:0] for node, matrix in embeddings.items()}, SCALES)
+
+
+def test_a_callers_autocast_changes_nothing() -> None:
+    embeddings = {node: matrix.float() for node, matrix in rows(15).items()}
+    graph = InteractionGraph(Recipe.load("clip-kd"), {"S": 8, "T": 8})
+    plain = graph(embeddings, SCALES).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(graph(embeddings, SCALES).total, plain)

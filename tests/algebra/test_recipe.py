@@ -114,6 +114,8 @@ def test_defaults_follow_the_papers() -> None:
         ([{"contrast": "SI-ST", "scale": -1}], "a scale is positive"),
         ([{"contrast": "SI-ST", "scale": {"new": 200}}], "stays within 1 and 100, found 200"),
         ([{"contrast": "SI-ST", "mutual": "yes"}], "true or false"),
+        ([{"feature": "TI>SI"}], "teaches the student nothing, since its target is held fixed"),
+        ([{"relation": "TI-TT", "like": "SI-ST"}], "teaches the student nothing"),
         ([{"contrast": "SI-ST"}, {"contrast": "SI-ST"}], "second term is called"),
         ([{"contrast": "SI-ST", "name": "a.b"}], "contain a dot"),
         ([], "expected a list of terms"),

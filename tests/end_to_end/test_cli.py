@@ -62,7 +62,7 @@ def test_the_main_job_from_a_folder_to_a_report(
     folder: Path, photos: Photos, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     test, out = photos(16, seed=1), tmp_path / "student"
-    words = ["recipe=clip-kd", f"teachers.T={teacher}/student", f"data={folder}", f"evaluate.retrieval={test}"]
+    words = ["recipe=clip-kd", f"teachers.T={teacher}", f"data={folder}", f"evaluate.retrieval={test}"]
     assert main(["distill", *words, *SMALL, "student.tokenizer=auto", "evaluate.every=2", f"out={out}"]) == 0
     assert "report.html" in capsys.readouterr().err
     report = json.loads((out / "report.json").read_text())

@@ -12,6 +12,7 @@ from PIL import Image
 from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
+from clipdistill.evaluation.retrieval import text_image
 from clipdistill.models.huggingface import HuggingFaceEncoder
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
@@ -84,3 +85,14 @@ def test_what_the_data_lack_is_said(student: HuggingFaceEncoder) -> None:
         evaluate({"s": student}, Tasks.open(image_retrieval="scenes:test?n=4"))
     with pytest.raises(DataError, match="at least two labels, the data have 0"):
         evaluate({"s": student}, Tasks.open(zeroshot="scenes:test?n=4"))
+
+
+def test_equal_pictures_are_never_wrong_answers(student: HuggingFaceEncoder, tmp_path: Path) -> None:
+    path = folder(tmp_path / "copies", [f"caption {index}" for index in range(8)])
+    for index in range(4):
+        (path / f"{index + 4}.png").write_bytes((path / f"{index}.png").read_bytes())
+    (found,) = evaluate({"s": student}, Tasks.open(retrieval=str(path)))
+    gallery = found.galleries["retrieval"]
+    assert [gallery.contents[i] == gallery.contents[i + 4] for i in range(4)] == [True] * 4
+    perfect = text_image(gallery.images, gallery.images, range(8), gallery.same, [str(i) for i in range(8)])
+    assert perfect["text_to_image_R@1"] == 100.0

@@ -23,11 +23,11 @@ def fake(name: str, samples: list[Sample], noise: float, params: int = 3_000_000
     images = points + noise * rng.normal(size=points.shape).astype(np.float32)
     texts = points[owners] + noise * rng.normal(size=(len(owners), 16)).astype(np.float32)
     captions = [caption for sample in samples for caption in sample.captions]
-    metrics = retrieval.text_image(images, texts, owners, [s.group for s in samples], captions)
-    metrics |= retrieval.image_image(images, [s.group or s.label for s in samples])
+    gallery = Gallery(samples, images, list(range(len(samples))))
+    metrics = retrieval.text_image(images, texts, owners, gallery.same, captions)
+    metrics |= retrieval.image_image(images, gallery.alike)
     metrics.pop("image_to_image_left_out")
     metrics |= {"zeroshot_acc1": 61.23456789, "zeroshot_acc5": 100.0, "zeroshot_mean_per_class_recall": 60.0}
-    gallery = Gallery(samples, images)
     return replace(
         Evaluation(name, f"models/{name}", params, params - 1000, 1000, metrics, {"image_ms": 3.14159, "text_ms": 1.0}),
         galleries=dict.fromkeys(("retrieval", "image_retrieval", "zeroshot"), gallery),

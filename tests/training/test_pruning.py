@@ -167,7 +167,7 @@ def staged(out: Path, big: str, **changes: Any) -> Any:
 
 def test_stages_start_from_one_another_and_resume_anywhere(tmp_path: Path, big: str) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    result = stages.train(staged(whole, big))
+    result = stages.distill(staged(whole, big))
     assert result.steps == 8 + 4 + 8
     assert result.student == whole / "student"
     assert same_weights(whole, whole / "stage-3")
@@ -179,14 +179,14 @@ def test_stages_start_from_one_another_and_resume_anywhere(tmp_path: Path, big: 
     with pytest.MonkeyPatch.context() as patch:
         fail_at_step(patch, 9 + 1 + 3)
         with pytest.raises(RuntimeError, match="power cut"):
-            stages.train(staged(broken, big))
+            stages.distill(staged(broken, big))
     assert not (broken / "student").exists()
-    assert stages.train(staged(broken, big), resume=True).steps == 20
+    assert stages.distill(staged(broken, big), resume=True).steps == 20
     assert same_weights(whole, broken)
     with pytest.raises(ConfigError, match="seed: was 0, now 1"):
-        stages.train(staged(broken, big, seed=1), resume=True)
+        stages.distill(staged(broken, big, seed=1), resume=True)
     with pytest.raises(ConfigError, match="is not empty"):
-        stages.train(staged(broken, big))
+        stages.distill(staged(broken, big))
 
 
 def test_the_command_line_runs_stages(tmp_path: Path, big: str) -> None:
@@ -202,7 +202,7 @@ def test_the_command_line_runs_stages(tmp_path: Path, big: str) -> None:
 def test_a_stage_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Path, big: str) -> None:
     def attempt(*changes: dict[str, Any]) -> None:
         run = tiny_run(tmp_path / "run", recipe="clip-kd", teachers={"T": big}, student={}, stages=changes)
-        stages.train(run)
+        stages.distill(run)
 
     with pytest.raises(ConfigError, match=r"student\.layers would make another one"):
         attempt({}, {"student": {"layers": 1}})
@@ -210,6 +210,6 @@ def test_a_stage_that_makes_no_sense_is_refused_before_anything_is_written(tmp_p
         attempt({}, {"student": {"layer": 1, "inherit": "even"}})
     with pytest.raises(ConfigError, match=r"unknown key 'stages\.0\.teachers'"):
         attempt({"teachers": {}})
-    with pytest.raises(ConfigError, match=r"training\.stages\.train"):
+    with pytest.raises(ConfigError, match=r"training\.stages\.distill"):
         distill(staged(tmp_path / "run", big))
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from clipdistill.algebra import objectives
@@ -61,6 +61,7 @@ class InteractionGraph(nn.Module):
 
     def __init__(self, recipe: Recipe, widths: Mapping[str, int]) -> None:
         super().__init__()
+        recipe = Recipe.load(recipe)
         self.recipe = recipe
         self.widths = dict(widths)
         for node in recipe.nodes:
@@ -128,7 +129,7 @@ class InteractionGraph(nn.Module):
         self,
         embeddings: Embeddings,
         scales: Numbers,
-        positives: Int[Tensor, "B"] | Int[Tensor, "B K"] | None = None,
+        positives: Tensor | None = None,
         biases: Mapping[str, Tensor] | None = None,
     ) -> Losses:
         """Compute every term.
@@ -144,6 +145,14 @@ class InteractionGraph(nn.Module):
         Raises:
             RecipeError: a needed node or scale is missing (the message names the term), or shapes do not fit.
         """
+        device = next(iter(embeddings.values())).device.type
+        # Under a caller's autocast the products would be in half precision, and gradients several percent off.
+        with torch.autocast(device, enabled=False):
+            return self._losses(embeddings, scales, positives, biases)
+
+    def _losses(
+        self, embeddings: Embeddings, scales: Numbers, positives: Tensor | None, biases: Mapping[str, Tensor] | None
+    ) -> Losses:
         rows = self._rows(embeddings)
         given = _Given(rows, scales, biases or {}, positive_pairs(positives, next(iter(rows.values()))))
         terms = {term.name: self._value(term, given) for term in self.recipe.terms}

@@ -238,7 +238,7 @@ def _term(item: Any, where: str, taken: set[str]) -> Term:
     metric = _metric(verb, item, where)
     # Similarities compared as they are carry no temperature; softmaxes carry their model's own.
     bare = verb == "feature" or (verb, metric) == ("relation", "mse")
-    return Term(
+    term = Term(
         verb=verb,
         arrows=arrows,
         like=like,
@@ -251,6 +251,8 @@ def _term(item: Any, where: str, taken: set[str]) -> Term:
         reference=_flag(item, "reference", where),
         name=_name(item, verb, arrows, taken, where),
     )
+    _check_learner(term, where)
+    return term
 
 
 def _verb(item: Mapping[str, Any], where: str) -> str:
@@ -272,6 +274,21 @@ def _check_like(verb: str, arrows: tuple[Arrow, ...], like: tuple[Arrow, ...], w
         )
     if verb not in COMPARING and like:
         raise RecipeError(f"{where}: 'like' belongs to {' and '.join(COMPARING)}, not to {verb}.")
+
+
+def _check_learner(term: Term, where: str) -> None:
+    """Refuse a term through which no gradient reaches the student."""
+    comparing = term.verb in (*COMPARING, "feature") and not term.mutual
+    learners = (
+        [arrow.anchor for arrow in term.arrows]
+        if term.verb == "feature"
+        else [end for arrow in term.arrows for end in (arrow.anchor, arrow.other)]
+    )
+    if comparing and not any(part.is_student for node in learners for part in node.parts):
+        raise RecipeError(
+            f"{where}: {term} teaches the student nothing, since its target is held fixed. Put the student first, "
+            "as in SI>TI, or add mutual: true."
+        )
 
 
 def _metric(verb: str, item: Mapping[str, Any], where: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,13 +30,16 @@ def checked(rows: Iterable[tuple[Node, Tensor, int]]) -> dict[Node, Float[Tensor
     for node, matrix, width in rows:
         if matrix.ndim != 2 or matrix.shape[1] != width:
             raise RecipeError(f"node {node}: expected shape [B, {width}], found {list(matrix.shape)}.")
+        if not len(matrix):
+            raise RecipeError(f"node {node} has no rows: expected at least one.")
         before = next(iter(units.values()), matrix)
         if len(matrix) != len(before):
             raise RecipeError(
                 f"node {node} has {len(matrix)} rows, another node has {len(before)}: all need one row per sample."
             )
         units[node] = unit(matrix)
-    return units
+    kinds = {matrix.dtype for matrix in units.values()}
+    return units if len(kinds) == 1 else {node: matrix.double() for node, matrix in units.items()}
 
 
 def unit(rows: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
@@ -44,9 +47,7 @@ def unit(rows: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
     return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
 
 
-def positive_pairs(
-    groups: Int[Tensor, "keys"] | Int[Tensor, "keys K"] | None, like: Float[Tensor, "B D"]
-) -> Bool[Tensor, "B B"]:
+def positive_pairs(groups: Tensor | None, like: Float[Tensor, "B D"]) -> Bool[Tensor, "B B"]:
     """Which rows are positives of which: the diagonal, and rows that agree in any column of ``groups``.
 
     A negative key belongs to no group.
@@ -54,6 +55,11 @@ def positive_pairs(
     same = torch.eye(len(like), dtype=torch.bool, device=like.device)
     if groups is None:
         return same
+    if groups.dtype.is_floating_point or groups.dtype == torch.bool or groups.ndim > 2:
+        raise RecipeError(
+            f"positives: expected integer keys of shape [B] or [B, K], rows that agree being positives of each other, "
+            f"found {groups.dtype} {list(groups.shape)}."
+        )
     if len(groups) != len(like):
         raise RecipeError(
             f"positives has {len(groups)} rows, the embeddings have {len(like)}: expected one key per row."

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipdistill.data.images import content_hash, decode, fetch, full_size
-from clipdistill.data.samples import Sample, Source, key64
+from clipdistill.data.samples import Sample, Source, caption_key, key64
 from clipdistill.data.views import Augmentation, Transform, draw, pick
 from clipdistill.errors import DataError
 
@@ -218,7 +218,7 @@ def load(batches: Batches, items: Iterable[tuple[int, list[int]]], workers: int)
 
 def _keys(sample: Sample, told: Mapping[str, str]) -> tuple[int, int]:
     """Keys of the real caption and of the group."""
-    words = " ".join(told.get("", "").lower().split())
+    words = caption_key(told.get("", ""))
     return key64(words) if "" in told else -1, key64(sample.group) if sample.group is not None else -1
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from clipdistill.data.images import content_hash, decode, full_size
-from clipdistill.data.samples import HAN, Sample, Source, is_chinese
+from clipdistill.data.samples import HAN, Sample, Source, caption_key, is_chinese
 from clipdistill.errors import DataError
 
 #: Called with how many pictures are read and how many there are.
@@ -160,7 +160,8 @@ def _fill_counts(report: Report, looks: list[_Look]) -> None:
 
 
 def _fill_captions(report: Report, captions: list[str]) -> None:
-    times = Counter(captions)
+    first = {caption_key(caption): caption for caption in reversed(captions)}
+    times = Counter(first[caption_key(caption)] for caption in captions)
     report.repeated_captions = len(captions) - len(times)
     report.repeated_share = report.repeated_captions / max(len(captions), 1)
     report.repeated_most = [(text, n) for text, n in times.most_common(_MOST) if n > 1]
@@ -185,12 +186,12 @@ def _fill_shared(report: Report, looks: list[_Look], others: Iterable[_Look]) ->
     pictures: dict[str, str] = {}
     captions: set[str] = set()
     for other in others:
-        captions.update(other.captions)
+        captions.update(map(caption_key, other.captions))
         if other.digest:
             pictures.setdefault(other.digest, other.id)
     report.shared_pictures = [(x.id, pictures[x.digest]) for x in looks if x.digest in pictures]
     here = dict.fromkeys(caption for look in looks for caption in look.captions)
-    report.shared_captions = [caption for caption in here if caption.strip() and caption in captions]
+    report.shared_captions = [caption for caption in here if caption.strip() and caption_key(caption) in captions]
 
 
 def _errors(report: Report) -> list[_Finding]:

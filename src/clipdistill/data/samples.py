@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,9 +74,10 @@ class Sample:
         return [caption for caption in self.texts.get(view, []) if caption.strip()]
 
     @property
-    def match_key(self) -> str | None:
-        """What makes two pictures the same for image-to-image retrieval: the group, or else the label."""
-        return self.group if self.group is not None else self.label
+    def match_keys(self) -> tuple[tuple[str, str], ...]:
+        """What makes two pictures the same for image-to-image retrieval: an equal group or an equal label."""
+        given = (("group", self.group), ("label", self.label))
+        return tuple((kind, value) for kind, value in given if value is not None)
 
 
 class Source(Protocol):
@@ -92,6 +94,11 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+
+def caption_key(caption: str) -> str:
+    """What makes two captions equal: the same words up to case, white space and how accents are encoded."""
+    return " ".join(unicodedata.normalize("NFC", caption).casefold().split())
 
 
 def is_chinese(text: str) -> bool:

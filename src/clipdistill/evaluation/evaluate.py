@@ -61,7 +61,7 @@ class Tasks:
     def afforded(cls, source: Source) -> Tasks:
         """Every task for which ``source`` has what it takes."""
         samples = [source[index] for index in range(len(source))]
-        keys = [key for sample in samples if (key := sample.match_key) is not None]
+        keys = [key for sample in samples for key in sample.match_keys]
         return cls(
             source if any(sample.captions for sample in samples) else None,
             source if len(set(keys)) < len(keys) else None,
@@ -71,10 +71,27 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A source as one model sees it: the samples that could be read, and ``images [N, D]``."""
+    """A source as one model sees it: the samples that could be read, and ``images [N, D]``.
+
+    ``contents`` are keys of the pictures' bytes: equal pictures are never each other's wrong answer.
+    """
 
     samples: list[Sample]
     images: Rows
+    contents: list[int]
+
+    @property
+    def same(self) -> list[tuple[object, ...]]:
+        """For each picture the keys that make it the same as others for text-image retrieval: bytes and group."""
+        return [
+            (content,) if sample.group is None else (content, ("group", sample.group))
+            for sample, content in zip(self.samples, self.contents, strict=True)
+        ]
+
+    @property
+    def alike(self) -> list[tuple[object, ...]]:
+        """The same for image-to-image retrieval: bytes, group and label."""
+        return [(content, *s.match_keys) for s, content in zip(self.samples, self.contents, strict=True)]
 
 
 @dataclass
@@ -138,21 +155,22 @@ def _embed(models: Mapping[str, DualEncoder], source: Source, workers: int, max_
     """Embed every readable picture of a source under every model; each picture is decoded once."""
     inlets = {name: Inlet.of(encoder, "I") for name, encoder in models.items()}
     rows: dict[str, list[Rows]] = {name: [] for name in models}
-    ids: set[str] = set()
+    contents: dict[str, int] = {}
     skipped: list[tuple[str, str]] = []
     with progress(f"embedding {source.uri}", len(source), "pictures") as advance:
         for number, batch in enumerate(load(Batches(source, inlets, None), in_turn(len(source), BATCH), workers), 1):
-            ids.update(batch.ids)
+            contents |= dict(zip(batch.ids, batch.groups[:, 0].tolist() if batch.ids else [], strict=True))
             skipped += batch.skipped
             for name, encoder in models.items():
                 if batch.ids:
                     rows[name].append(_move_and(encoder, encoder.images, batch.pixels[name]))
             advance(min(number * BATCH, len(source)), "")
     _tell_skipped(source, skipped, max_broken)
-    samples = [sample for sample in (source[index] for index in range(len(source))) if sample.id in ids]
+    samples = [sample for sample in (source[index] for index in range(len(source))) if sample.id in contents]
     if not samples:
         raise DataError(f"none of the {len(source)} pictures of {source.uri} can be read.")
-    return {name: Gallery(samples, np.concatenate(rows[name])) for name in models}
+    keys = [contents[sample.id] for sample in samples]
+    return {name: Gallery(samples, np.concatenate(rows[name]), keys) for name in models}
 
 
 def _tell_skipped(source: Source, skipped: list[tuple[str, str]], max_broken: int) -> None:
@@ -194,12 +212,11 @@ def _retrieval(encoder: DualEncoder, gallery: Gallery, found: Evaluation) -> dic
         )
     captions, owners = [caption for caption, _ in told], [owner for _, owner in told]
     found.texts = embed_texts(encoder, captions)
-    groups = [sample.group for sample in gallery.samples]
-    return retrieval.text_image(gallery.images, found.texts, owners, groups, captions)
+    return retrieval.text_image(gallery.images, found.texts, owners, gallery.same, captions)
 
 
 def _image_retrieval(gallery: Gallery) -> dict[str, float]:
-    metrics = retrieval.image_image(gallery.images, [sample.match_key for sample in gallery.samples])
+    metrics = retrieval.image_image(gallery.images, gallery.alike)
     metrics.pop("image_to_image_left_out")
     if not metrics:
         raise DataError("image-to-image retrieval needs labels or groups that two pictures share, and no two do.")

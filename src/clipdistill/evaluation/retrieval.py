@@ -6,22 +6,25 @@ Shapes: ``N`` pictures, ``M`` captions, ``D`` width. Rows are brought to unit le
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipdistill.data.samples import caption_key
 from clipdistill.errors import DataError
 from clipdistill.evaluation.metrics import Indices, Rows, mean_average_precision, recall_at
 
 KS = (1, 5, 10)
+#: What makes a picture the same as others: one key, several of which one is enough (a tuple), or none.
+Key = Hashable | None
 
 
 def text_image(
     images: Rows,
     texts: Rows,
     owner: Sequence[int] | Indices,
-    groups: Sequence[str | None] | None = None,
+    groups: Sequence[Key] | None = None,
     captions: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Return ``text_to_image_R@k``, ``image_to_text_R@k`` for k = 1, 5, 10 and ``mean_recall``, the mean of the six.
@@ -43,7 +46,7 @@ def text_image(
     return {**result, "mean_recall": sum(result.values()) / len(result)}
 
 
-def image_image(images: Rows, keys: Sequence[str | None]) -> dict[str, float]:
+def image_image(images: Rows, keys: Sequence[Key]) -> dict[str, float]:
     """Return ``image_to_image_R@k`` for k = 1, 5, 10, ``image_to_image_mAP`` and ``image_to_image_left_out``.
 
     ``images [N, D]`` search themselves: pictures of the same key (a label or a group) are positives, the query
@@ -68,27 +71,27 @@ def image_image(images: Rows, keys: Sequence[str | None]) -> dict[str, float]:
 
 def pictures_of_texts(
     owner: Sequence[int] | Indices,
-    groups: Sequence[str | None] | None = None,
+    groups: Sequence[Key] | None = None,
     captions: Sequence[str] | None = None,
 ) -> list[NDArray[np.intp]]:
     """Return the positives of each caption, ``[M]`` arrays of picture indices, by the rule of :func:`text_image`.
 
     Captions with the same positives share an array.
     """
-    folded = [" ".join(text.lower().split()) for text in captions or ()]
-    grouped = _members(groups or ())
+    folded = [caption_key(text) for text in captions or ()]
+    alike = matches(groups) if groups is not None else None
     told: dict[str, set[int]] = defaultdict(set)
     for text, picture in zip(folded, owner, strict=False):
         told[text].add(int(picture))
     known: dict[Hashable, NDArray[np.intp]] = {}
 
     def positives(number: int, picture: int) -> NDArray[np.intp]:
-        group = None if groups is None else groups[picture]
         text = folded[number] if folded else None
-        key = (text, group, picture if text is None and group is None else None)
+        same = alike[picture] if alike is not None else np.empty(0, np.intp)
+        key = (text, None if groups is None else groups[picture], None if text in told and len(same) else picture)
         if key not in known:
-            same = {picture} | (told[text] if text is not None else set())
-            known[key] = np.array(sorted(same.union(grouped.get(group, ()))), np.intp)
+            own = {picture} | (told[text] if text is not None else set())
+            known[key] = np.array(sorted(own.union(same.tolist())), np.intp)
         return known[key]
 
     return [positives(number, int(picture)) for number, picture in enumerate(owner)]
@@ -102,17 +105,30 @@ def texts_of_pictures(pictures_of: list[NDArray[np.intp]], size: int) -> list[ND
     return np.split(texts[order], np.searchsorted(pictures[order], np.arange(1, size)))
 
 
-def matches(keys: Sequence[str | None]) -> list[NDArray[np.intp]]:
-    """Return for each picture all pictures of its key, itself among them; none for a picture without a key."""
-    members = _members(keys)
-    return [members.get(key, np.empty(0, np.intp)) for key in keys]
+def matches(keys: Sequence[Key]) -> list[NDArray[np.intp]]:
+    """Return for each picture all pictures that share a key with it, itself among them; none for one without a key."""
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for position, several in enumerate(keys):
+        for key in _each(several):
+            members[key].append(position)
+    arrays = {key: np.array(positions, np.intp) for key, positions in members.items()}
+    known: dict[Key, NDArray[np.intp]] = {}
+    for several in keys:
+        if several not in known:
+            own = [arrays[key] for key in _each(several)]
+            known[several] = own[0] if len(own) == 1 else np.unique(np.concatenate([*own, np.empty(0, np.intp)]))
+    return [known[several] for several in keys]
+
+
+def _each(several: Key) -> tuple[Hashable, ...]:
+    return several if isinstance(several, tuple) else () if several is None else (several,)
 
 
 def _check(
     images: int,
     texts: int,
     owner: Indices,
-    groups: Sequence[str | None] | None,
+    groups: Sequence[Key] | None,
     captions: Sequence[str] | None,
 ) -> None:
     for what, values, wanted in (
@@ -124,12 +140,3 @@ def _check(
             raise DataError(f"there are {images} pictures and {texts} texts, but {len(values)} {what}, not {wanted}.")
     if len(owner) and not 0 <= owner.min() <= owner.max() < images:
         raise DataError(f"owners go from {owner.min()} to {owner.max()}, but there are only {images} pictures.")
-
-
-def _members(keys: Iterable[str | None]) -> dict[str | None, NDArray[np.intp]]:
-    """The positions of each key; nothing for None."""
-    members: dict[str | None, list[int]] = defaultdict(list)
-    for position, key in enumerate(keys):
-        if key is not None:
-            members[key].append(position)
-    return {key: np.array(positions, np.intp) for key, positions in members.items()}

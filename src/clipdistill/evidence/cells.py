@@ -29,7 +29,7 @@ from clipdistill.models.huggingface import load
 from clipdistill.models.vocabulary import end_token_id
 from clipdistill.progress import console
 from clipdistill.training.loop import distill
-from clipdistill.training.run_folder import CONFIG, STUDENT
+from clipdistill.training.run_folder import CONFIG, FREE, STUDENT
 
 #: Lines of a failed process that are told.
 _TOLD = 8
@@ -101,6 +101,7 @@ class Known:
     def content(self, config: RunConfig) -> str:
         """Return a hash of all that a run's result depends on, 12 hexadecimal digits; where files lie is not."""
         content = {key: value for key, value in config.model_dump().items() if key != "out"}
+        content["train"] = {key: value for key, value in content["train"].items() if ("train", key) not in FREE}
         content["recipe"] = Recipe.load(config.recipe).to_dict()["terms"]
         content["data"] = self.data(config.data)
         content["teachers"] = {letter: self.model(uri).fingerprint for letter, uri in config.teachers.items()}

@@ -16,14 +16,16 @@ def model_folder(uri: str, weights: bool = True) -> Path:
     """Return the folder that ``uri`` names, downloaded to the hub's cache where it is not on this disk.
 
     ``file:FOLDER`` and plain paths are local; ``hf:org/name`` is on the hub; a bare ``org/name`` is a local folder
-    if there is one, else a hub name. ``HF_HUB_OFFLINE=1`` allows only what the cache holds. With ``weights=False``
+    if there is one, else a hub name. A run folder stands for the student in it.
+    ``HF_HUB_OFFLINE=1`` allows only what the cache holds. With ``weights=False``
     only configuration and tokenizer files are fetched. Raises :class:`ModelError`.
     """
     if uri.startswith("hf:"):
         return _fetch(uri.removeprefix("hf:"), weights)
     path = Path(uri.removeprefix("file:")).expanduser()
     if path.is_dir():
-        return path
+        # A run folder means the student in it.
+        return path / "student" if (path / "student" / "config.json").is_file() else path
     if path.exists():
         raise ModelError(f"{path} is a file; expected a model folder with config.json and weights in it.")
     if uri.startswith("file:") or not _is_hub_name(uri):

@@ -60,7 +60,7 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
             nothing is written.
     """
     if config.stages:
-        raise ConfigError("this run has stages; train it with clipdistill.training.stages.train.")
+        raise ConfigError("this run has stages; train it with clipdistill.training.stages.distill.")
     if resume:
         config = run_folder.check_same(config)
     else:
@@ -112,16 +112,18 @@ def _train(setup: Setup, folder: Path, state: State, tasks: Tasks, stop: list[bo
     save_every = max(1, train.checkpoint_every.steps(plan))
     every = config_every.steps(plan) if (config_every := setup.config.evaluate.every) else 0
     stream = _stream(setup, state.step)
-    started, first = time.monotonic(), state.step
+    spent, first = 0.0, state.step  # seconds in steps alone: evaluations and checkpoints are not training
     with progress("training", plan.steps, "steps", done=state.step) as advance:
         while state.step < plan.steps:
+            started = time.monotonic()
             losses, norm = _step(setup, state, stream, folder)
+            spent += time.monotonic() - started
             state.step += 1
             if setup.pruning is not None and state.step == setup.pruning.at:
                 _fold(setup, setup.pruning, state)
             last = state.step == plan.steps
             if state.step % log_every == 0 or last or state.step == 1:
-                rate = (state.step - first) * plan.batch_size / (time.monotonic() - started)
+                rate = (state.step - first) * plan.batch_size / spent
                 log.write(_entry(setup, state.step, losses, norm, rate))
             advance(state.step, f"loss {float(losses.total.detach()):.4f}")
             if every and state.step % every == 0:

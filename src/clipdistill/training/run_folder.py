@@ -28,7 +28,7 @@ from clipdistill.models.bundle import versions
 CONFIG, RECORD, LOG, SKIPPED, STUDENT = "config.yaml", "run.json", "log.jsonl", "skipped.jsonl", "student"
 #: What may differ between a run and its continuation: data and teachers are compared by their content, and the rest
 #: changes no weight.
-_FREE = {
+FREE = {
     ("data",),
     ("evaluate", "retrieval"),
     ("evaluate", "image_retrieval"),
@@ -86,7 +86,7 @@ def check_same(config: RunConfig) -> RunConfig:
         if key == ("recipe",)
         else f"{'.'.join(key)}: was {was.get(key)}, now {now.get(key)}"
         for key in sorted(was.keys() | now.keys())
-        if key not in _FREE and key[0] != "teachers" and str(was.get(key)) != str(now.get(key))
+        if key not in FREE and key[0] != "teachers" and str(was.get(key)) != str(now.get(key))
     ]
     if changed:
         raise ConfigError(

@@ -17,13 +17,13 @@ from clipdistill.config import RunConfig, StageConfig, make_run
 from clipdistill.errors import ConfigError
 from clipdistill.files import write_text
 from clipdistill.progress import console
-from clipdistill.training import run_folder
-from clipdistill.training.loop import Run, distill
+from clipdistill.training import loop, run_folder
+from clipdistill.training.loop import Run
 
 _LENGTHS = ("steps", "epochs", "samples")
 
 
-def train(config: RunConfig, resume: bool = False) -> Run:
+def distill(config: RunConfig, resume: bool = False) -> Run:
     """Train a student as configured, in one run or in stages, and write it to ``out/student``.
 
     With ``resume``, finished stages are left as they are and the interrupted one goes on; see ``loop.distill``.
@@ -32,7 +32,7 @@ def train(config: RunConfig, resume: bool = False) -> Run:
         ClipdistillError: anything in the configuration, the data or the models does not fit.
     """
     if not config.stages:
-        return distill(config, resume)
+        return loop.distill(config, resume)
     config = config.model_copy(update={"recipe": Recipe.load(config.recipe).to_dict()})
     runs = stage_runs(config)
     if resume:
@@ -98,7 +98,7 @@ def _train_stage(run: RunConfig, number: int, count: int) -> int:
     folder = Path(run.out)
     console.print(f"stage {number} of {count}: {folder}", markup=False)
     if not (folder / run_folder.STUDENT).is_dir():
-        return distill(run, resume=(folder / run_folder.CONFIG).is_file()).steps
+        return loop.distill(run, resume=(folder / run_folder.CONFIG).is_file()).steps
     run_folder.check_same(run)
     return max(int(entry.get("step", 0)) for entry in run_folder.read_log(folder / run_folder.LOG))
 

@@ -63,10 +63,23 @@ def _from_files(root: Path, files: list[str]) -> list[Sample]:
             f"for files ending in {', '.join(sorted(IMAGE_SUFFIXES))}; found {len(files)} other files."
         )
     sidecars = {name for name in files if name.endswith(".txt")}
-    if any(_sidecar(name) in sidecars for name in images):
+    told = [name for name in images if _sidecar(name) in sidecars]
+    few = max(1, len(images) // 20)  # so few are a slip, and would change how every other picture is read
+    if len(told) > few or len(told) == len(images):
         return [_with_sidecar(root, name, sidecars) for name in images]
+    if told:
+        raise DataError(
+            f"{root}: {len(told)} of {len(images)} pictures have a caption file beside them (first {told[0]}), the "
+            "others have none. Give them one too, or remove these text files to name pictures by folder or file."
+        )
     folders = {str(PurePosixPath(name).parent) for name in images}
-    classes = len(folders) > 1 and "." not in folders
+    loose = [name for name in images if "/" not in name]
+    if len(folders) > 2 and 0 < len(loose) <= few:
+        raise DataError(
+            f"{root}: pictures lie in one folder per class, but {len(loose)} lie beside these folders "
+            f"(first {loose[0]}). Move them into a class, or away."
+        )
+    classes = len(folders) > 1 and not loose
     return [_by_name(root, name, classes) for name in images]
 
 

@@ -86,6 +86,7 @@ def _read_csv(path: Path, columns: Columns) -> Table:
     first = text.split("\n", 1)[0]
     tab = path.suffix.lower() == ".tsv" or ("\t" in first and "," not in first)
     separator = _SEPARATORS[columns.sep or ("tab" if tab else "comma")]
+    csv.field_size_limit(max(len(text), 131_072))  # a caption may be as long as the file
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     lines = _csv_lines(reader, path)
     _, header = next(lines, (1, []))

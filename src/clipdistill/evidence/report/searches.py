@@ -82,14 +82,12 @@ def searches(found: Evaluation) -> dict[str, Search]:
     if gallery and found.texts is not None and len(found.texts):
         images, texts = unit(gallery.images), unit(found.texts, "captions")
         told = captions(gallery.samples)
-        pictures = pictures_of_texts(
-            [owner for owner, _ in told], [sample.group for sample in gallery.samples], [text for _, text in told]
-        )
+        pictures = pictures_of_texts([owner for owner, _ in told], gallery.same, [text for _, text in told])
         result["text_to_image"] = Search(texts, images, pictures)
         result["image_to_text"] = Search(images, texts, texts_of_pictures(pictures, len(images)))
     if gallery := found.galleries.get("image_retrieval"):
         images = unit(gallery.images)
-        search = Search(images, images, matches([sample.match_key for sample in gallery.samples]), itself=True)
+        search = Search(images, images, matches(gallery.alike), itself=True)
         result |= {"image_to_image": search} if search.asking() else {}
     return result
 
