@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from clipdistill.config import RunConfig, make_run
 from clipdistill.data.sources import pairs
+from clipdistill.training.setup import Setup
 
 TINY = {"preset": "scenes-student", "width": 16, "layers": 1, "text_layers": 1, "embed_dim": 16, "vocab_size": 520}
 
@@ -48,3 +50,17 @@ def write_chinese_clip(split: Path, uri: str) -> Path:
     split.with_name(f"{split.name}_imgs.tsv").write_text("".join(images))
     split.with_name(f"{split.name}_texts.jsonl").write_text("".join(texts), encoding="utf-8")
     return split
+
+
+def fail_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Break the forward pass after that many (the preflight runs one before)."""
+    calls = [0]
+    losses = Setup.losses
+
+    def failing(self: Setup, batch: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == step + 1:
+            raise RuntimeError("power cut")
+        return losses(self, batch)
+
+    patch.setattr(Setup, "losses", failing)

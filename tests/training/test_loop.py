@@ -28,8 +28,8 @@ from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer
 from clipdistill.training import checkpoint
 from clipdistill.training.loop import _clamp, distill
-from clipdistill.training.setup import Setup, prepare
-from tiny_runs import TINY, tiny_run
+from clipdistill.training.setup import prepare
+from tiny_runs import TINY, fail_at_step, tiny_run
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
@@ -140,20 +140,6 @@ def test_resuming_is_exact_with_dropout_too(tmp_path: Path, forgetful: str) -> N
     distill(tiny_run(broken, **options), resume=True)
     assert log_of(broken) == log_of(whole)
     assert same_weights(whole, broken)
-
-
-def fail_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Break the forward pass after that many (the preflight runs one before)."""
-    calls = [0]
-    losses = Setup.losses
-
-    def failing(self: Setup, batch: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == step + 1:
-            raise RuntimeError("power cut")
-        return losses(self, batch)
-
-    patch.setattr(Setup, "losses", failing)
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:

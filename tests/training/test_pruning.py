@@ -21,8 +21,8 @@ from clipdistill.models.prune import sparsity_of
 from clipdistill.training import checkpoint, stages
 from clipdistill.training.loop import distill
 from clipdistill.training.pruning import Pruning
-from clipdistill.training.setup import Setup, prepare
-from tiny_runs import TINY, tiny_run
+from clipdistill.training.setup import prepare
+from tiny_runs import TINY, fail_at_step, tiny_run
 
 PRUNE: dict[str, Any] = {"sparsity": 0.5, "warmup": 2, "at": 4}
 
@@ -47,19 +47,6 @@ def same_weights(left: Path, right: Path) -> bool:
 
 def sizes_in(folder: Path | str, tower: str) -> Sizes:
     return Sizes.of(getattr(CLIPModel.from_pretrained(folder).config, f"{tower}_config"))
-
-
-def fail_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Break the forward pass after that many (the preflight runs one before)."""
-    calls, losses = [0], Setup.losses
-
-    def failing(self: Setup, batch: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == step + 1:
-            raise RuntimeError("power cut")
-        return losses(self, batch)
-
-    patch.setattr(Setup, "losses", failing)
 
 
 def test_a_student_starts_with_its_teachers_weights(tmp_path: Path, big: str) -> None:
