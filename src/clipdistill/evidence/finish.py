@@ -45,7 +45,7 @@ def compare_models(
         _check_out(out)
     named = dict(zip(_names(uris), uris, strict=True))
     if out is None:
-        return evaluate({name: load(model_uri(uri)) for name, uri in named.items()}, tasks)
+        return evaluate({name: load(uri) for name, uri in named.items()}, tasks)
     return report_on(named, tasks, out, " / ".join(named))[0]
 
 
@@ -60,7 +60,7 @@ def _check_out(out: Path) -> None:
 
 def report_on(models: Mapping[str, str], tasks: Tasks, out: Path, title: str) -> tuple[list[Evaluation], Path]:
     """Evaluate ``models`` (name to URI or run folder) and write report.html and report.json into ``out``."""
-    evaluations = evaluate({name: load(model_uri(uri)) for name, uri in models.items()}, tasks)
+    evaluations = evaluate({name: load(uri) for name, uri in models.items()}, tasks)
     curves = {name: steps for name, uri in models.items() if (steps := list(read_log(Path(uri) / LOG)))}
     facts: dict[str, Any] = {
         task: source.uri for task in ("retrieval", "image_retrieval", "zeroshot") if (source := getattr(tasks, task))
@@ -68,12 +68,6 @@ def report_on(models: Mapping[str, str], tasks: Tasks, out: Path, title: str) ->
     for name, uri in models.items():
         facts |= {f"{name}: {key}": value for key, value in _facts(Path(uri)).items()}
     return evaluations, write_report(evaluations, out, title, curves, facts)
-
-
-def model_uri(uri: str) -> str:
-    """The model itself: the student of a run folder, or what was named."""
-    student = Path(uri) / STUDENT
-    return str(student) if student.is_dir() else uri
 
 
 def _names(uris: Sequence[str]) -> list[str]:
