@@ -56,9 +56,9 @@ class Batch:
     """``B`` rows ready for every model.
 
     ``pixels`` maps a model letter to what its image tower takes, ``tokens`` the same for texts: ``"S"`` for the real
-    captions, ``"S@syn"`` for synthetic ones. ``groups`` is ``int64 [B, 3]``: keys of the
-    picture's bytes, of the caption, and of the sample's group; a row agrees with itself only where no key is shared,
-    -1 is no key. ``skipped`` names the rows that could not be read, with the reason.
+    captions, ``"S@syn"`` for synthetic ones. ``groups`` is ``int64 [B, 3]``: keys of the picture's bytes, of the
+    caption, and of the sample's group; rows that share one are positives of each other, -1 is no key. ``skipped``
+    names the rows that could not be read, with the reason.
     """
 
     ids: list[str]
@@ -66,7 +66,6 @@ class Batch:
     pixels: dict[str, dict[str, Tensor]]
     tokens: dict[str, dict[str, Tensor]]
     groups: Tensor
-    captions: list[str]
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def to(self, device: torch.device) -> Batch:
@@ -98,10 +97,6 @@ class Order:
     def batches_per_epoch(self) -> int:
         """Whole batches in one epoch."""
         return self.samples // self.batch_size
-
-    def epoch(self, batch: int) -> int:
-        """The epoch that batch number ``batch`` belongs to, from 0."""
-        return batch // self.batches_per_epoch
 
     def walk(self, start: int, stop: int) -> Iterator[tuple[int, list[int]]]:
         """Yield ``(epoch, sample positions)`` for the batches ``start`` to ``stop - 1``."""
@@ -158,7 +153,6 @@ class Batches(Dataset[Batch]):
             pixels=self._pixels(looks) if kept else {},
             tokens=self._tokens(captions) if kept else {},
             groups=torch.tensor(keys, dtype=torch.int64),
-            captions=captions.get("", []),
             skipped=skipped,
         )
 

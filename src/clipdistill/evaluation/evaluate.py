@@ -81,6 +81,11 @@ class Gallery:
     contents: list[int]
 
     @property
+    def told(self) -> list[tuple[int, str]]:
+        """Every caption with the index of its picture, in the order in which captions are embedded."""
+        return [(owner, caption) for owner, sample in enumerate(self.samples) for caption in sample.captions]
+
+    @property
     def same(self) -> list[tuple[object, ...]]:
         """For each picture the keys that make it the same as others for text-image retrieval: bytes and group."""
         return [
@@ -205,12 +210,12 @@ def _measure(encoder: DualEncoder, found: Evaluation) -> None:
 
 
 def _retrieval(encoder: DualEncoder, gallery: Gallery, found: Evaluation) -> dict[str, float]:
-    told = [(caption, owner) for owner, sample in enumerate(gallery.samples) for caption in sample.captions]
+    told = gallery.told
     if not told:
         raise DataError(
             "retrieval needs captions, and the data have none. Give labelled data as image_retrieval instead."
         )
-    captions, owners = [caption for caption, _ in told], [owner for _, owner in told]
+    owners, captions = [owner for owner, _ in told], [caption for _, caption in told]
     found.texts = embed_texts(encoder, captions)
     return retrieval.text_image(gallery.images, found.texts, owners, gallery.same, captions)
 

@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig, StageConfig, make_run
 from clipdistill.errors import ConfigError
 from clipdistill.files import write_text
@@ -33,7 +32,7 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
     """
     if not config.stages:
         return loop.distill(config, resume)
-    config = config.model_copy(update={"recipe": Recipe.load(config.recipe).to_dict()})
+    config = run_folder.resolved(config)
     runs = stage_runs(config)
     if resume:
         run_folder.check_same(config)

@@ -13,7 +13,6 @@ from clipdistill.evaluation.metrics import Indices, best_ranks, unit
 from clipdistill.evaluation.retrieval import matches, pictures_of_texts, texts_of_pictures
 
 if TYPE_CHECKING:
-    from clipdistill.data.samples import Sample
     from clipdistill.evaluation.evaluate import Evaluation
 
 SHOWN = 10
@@ -81,7 +80,7 @@ def searches(found: Evaluation) -> dict[str, Search]:
     gallery = found.galleries.get("retrieval")
     if gallery and found.texts is not None and len(found.texts):
         images, texts = unit(gallery.images), unit(found.texts, "captions")
-        told = captions(gallery.samples)
+        told = gallery.told
         pictures = pictures_of_texts([owner for owner, _ in told], gallery.same, [text for _, text in told])
         result["text_to_image"] = Search(texts, images, pictures)
         result["image_to_text"] = Search(images, texts, texts_of_pictures(pictures, len(images)))
@@ -90,11 +89,6 @@ def searches(found: Evaluation) -> dict[str, Search]:
         search = Search(images, images, matches(gallery.alike), itself=True)
         result |= {"image_to_image": search} if search.asking() else {}
     return result
-
-
-def captions(samples: Sequence[Sample]) -> list[tuple[int, str]]:
-    """Return every caption with the index of its sample, in the order in which evaluation embeds them."""
-    return [(owner, caption) for owner, sample in enumerate(samples) for caption in sample.captions]
 
 
 def choose(models: Sequence[Search], count: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from clipdistill.data.images import decode
 from clipdistill.data.samples import Sample
 from clipdistill.errors import DataError
-from clipdistill.evidence.report.searches import Answer, Search, captions, choose
+from clipdistill.evidence.report.searches import Answer, Search, choose
 
 if TYPE_CHECKING:
     from clipdistill.evaluation.evaluate import Evaluation
@@ -87,9 +87,10 @@ def strips(
     models = [number for number, searches in enumerate(found) if way in searches]
     if not models:
         return []
-    samples = evaluations[models[0]].galleries[task].samples
+    gallery = evaluations[models[0]].galleries[task]
+    samples = gallery.samples
     models = [number for number in models if _same(evaluations[number].galleries[task].samples, samples)]
-    told = captions(samples)
+    told = gallery.told
     queries = []
     for query in choose([found[number][way] for number in models], max(1, min(_QUERIES, _STRIPS // len(models)))):
         answers = [
