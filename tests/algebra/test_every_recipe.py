@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 
 from clipdistill.algebra.graph import InteractionGraph, Losses
-from clipdistill.algebra.recipe import ADAPTERS, COMPARING, VERBS, GradNorm, Recipe, available
+from clipdistill.algebra.recipe import Recipe, available
+from clipdistill.algebra.term import ADAPTERS, COMPARING, VERBS, GradNorm
 
 COUNT = 5
 STEP = 1e-6
 #: Two kinds of keys; the second row shares one with each of two rows that share none with each other.
 KEYS = [[0, -1], [1, 2], [0, 3], [-1, 2], [1, -1]]
+#: The bank's second row agrees with two rows of the batch, its others with none.
+BANK_KEYS = [[7, -1], [0, 2], [-1, -1]]
+LABELS, CLASSES = [2, 0, 1, 1, 2], 4
+COUNTS = {"bank": len(BANK_KEYS), "classes": CLASSES}
 #: Width by model letter, and whether there are group keys (and the student has a logit bias of its own).
 SETTINGS = {
     "equal widths": ({"S": 4, "T": 4, "U": 4}, False),
@@ -36,11 +41,20 @@ def every_metric() -> Iterator[Recipe]:
         special: list[dict[str, Any]] = [{}]
         if verb in COMPARING:
             special = [{"like": "TI>TT, SI>ST", "like_scale": {"new": 9}}]
+        if verb == "relation":
+            special.append({"like": ["UI-UT", "TI-TT"], "like_scale": [{"new": 9}, {"raw": 3}], "confidence": "TI>TT"})
+            special.append({verb: "SI>ST|TT@bank", "like": "TI>TT|TT@bank"})
         if verb == "feature":
-            special = [{"adapter": adapter} for adapter in ADAPTERS]
+            special = [{"adapter": adapter} for adapter in ADAPTERS if adapter != "teacher"]
+            special.append({"confidence": "SI>ST"})
+        if verb == "contrast":
+            special += [{verb: "SI>TI|TI@bank, ST>SI|TT@bank"}, {verb: "SI>TI@classes", "adapter": "teacher"}]
+            special.append({"confidence": "UI>UT"})
+        if verb == "classify":
+            special = [{verb: "SI"}, {verb: "SI", "like": "TI", "like_scale": {"new": 2}}]
         for metric, flag, more in itertools.product(metrics, (False, True), special):
             term = {verb: "SI>TT, ST>SI", "metric": metric, "weight": 3, "mutual": flag, "reference": flag, **more}
-            name = " ".join([verb, metric, more.get("adapter", ""), "mutual reference" if flag else ""])
+            name = " ".join([verb, metric, *map(str, more.values()), "mutual reference" if flag else ""])
             yield Recipe.load({"name": name.strip(), "terms": [{**term, "scale": {"raw": 2.66}, "name": "one"}]})
 
 
@@ -55,19 +69,25 @@ class Case:
     def __init__(self, name: str, setting: str, order: list[int] | None = None) -> None:
         self.recipe = RECIPES[name]
         widths, has_keys = SETTINGS[setting]
+        width_of = lambda node: CLASSES if node.view == "logits" else widths[node.model]  # noqa: E731
         torch.manual_seed(0)
         self.graph = InteractionGraph(self.recipe, widths).double()
         order = order or list(range(COUNT))
-        rows = {str(node): torch.randn(COUNT, widths[node.model]).double()[order] for node in self.recipe.nodes}
+        drawn = {node: torch.randn(COUNTS.get(node.view, COUNT), width_of(node)).double() for node in self.recipe.nodes}
+        rows = {str(node): matrix if node.is_bank else matrix[order] for node, matrix in drawn.items()}
         self.rows = {node: matrix.requires_grad_(node.startswith("S")) for node, matrix in rows.items()}
         self.scales = {"S": torch.tensor(7.0).double().requires_grad_(), "T": 20.0, "U": 11.0}
-        self.biases = {"S": torch.tensor(-3.0).double().requires_grad_()} if has_keys else {}
-        keys = [KEYS[row] for row in order] if has_keys else [[-1]] * COUNT
+        self.biases: dict[str, Tensor | float] = {"T": -2.0, "U": -4.0}
+        if has_keys:
+            self.biases["S"] = torch.tensor(-3.0).double().requires_grad_()
+        keys = [KEYS[row] for row in order] if has_keys else [[-1, -1]] * COUNT
         self.keys = torch.tensor(keys) if has_keys else None
-        self.partners = naive.partners_of(keys)
+        self.labels = torch.tensor(LABELS)[order]
+        self.partners = naive.partners_of(keys, BANK_KEYS, self.labels.tolist())
 
     def losses(self) -> Losses:
-        return self.graph(self.rows, self.scales, self.keys, self.biases)
+        more = {"labels": self.labels, "bank_keys": torch.tensor(BANK_KEYS)}
+        return self.graph(self.rows, self.scales, self.keys, self.biases, **more)
 
     @property
     def measured(self) -> list[float]:
@@ -119,7 +139,7 @@ def test_gradients_are_the_slopes_of_the_loops(name: str, setting: str) -> None:
             found = 0.0 if tensor.grad is None else float((tensor.grad.numpy() * direction).sum())
             assert found == pytest.approx((ahead - behind) / (2 * STEP), rel=1e-5, abs=1e-7), leaf
             compared += found != 0
-    assert compared >= 2
+    assert compared >= 1
 
 
 @everything

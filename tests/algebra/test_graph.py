@@ -248,7 +248,7 @@ def test_closed_form_gradients_are_those_of_autograd() -> None:
     a, b = (torch.randn(5, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
     positives = torch.eye(5, dtype=torch.bool)
     positives[0, 1] = positives[1, 0] = True
-    infonce(7.0 * a @ b.T, positives).backward()
+    infonce(7.0 * a @ b.T, positives).mean().backward()
     found = contrast_gradients(a.detach(), b.detach(), 7.0, positives)
     assert a.grad is not None
     assert b.grad is not None

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from clipdistill.algebra.nodes import Arrow, Node, parse_arrows
-from clipdistill.algebra.recipe import NewScale, Recipe, available
+from clipdistill.algebra.recipe import Recipe, available
+from clipdistill.algebra.term import NewScale
 from clipdistill.errors import RecipeError
 
 
 def test_node_spelling_round_trips() -> None:
-    for text in ("SI", "TT", "UI", "ST@syn", "TI@bank", "SI+TI", "SI@masked+TI"):
+    for text in ("SI", "TT", "UI", "ST@syn", "TI@bank", "SI+TI", "SI@masked+TI", "TI|TI@bank", "SI+TI|TT|TT@bank"):
         assert str(Node.parse(text)) == text
     assert Node.parse("SI").is_student
     assert not Node.parse("TI").is_student
@@ -81,8 +82,8 @@ def test_defaults_follow_the_papers() -> None:
         ]
     ).terms
     assert (task.metric, task.scale, task.weight, task.mutual) == ("softmax", "S", 1.0, False)
-    assert (sd.scale, sd.like_scale) == (1.0, 1.0)
-    assert (kl.metric, kl.scale, kl.like_scale) == ("kl", NewScale(10.0), "T")
+    assert (sd.scale, sd.like_scale) == (1.0, (1.0,))
+    assert (kl.metric, kl.scale, kl.like_scale) == ("kl", NewScale(10.0), ("T",))
 
 
 @pytest.mark.parametrize(
@@ -94,16 +95,32 @@ def test_defaults_follow_the_papers() -> None:
             [{"contrast": "SI-ST", "metric": "sofmax"}],
             "unknown metric 'sofmax' for contrast. Did you mean 'softmax'",
         ),
-        ([{"relation": "SI-ST", "like": "TI-TT", "metric": "js"}], "Known: ce, kl, mse"),
+        ([{"relation": "SI-ST", "like": "TI-TT", "metric": "js"}], "Known: ce, kl, mse, sigmoid"),
         ([{"feature": "SI>XX"}], "unknown node 'XX'"),
         ([{"relation": "SI-ST"}], "needs as many under 'like'"),
         ([{"relation": "SI-ST", "like": "TI>TT"}], "has 2 arrows"),
-        ([{"contrast": "SI-ST", "like": "TI-TT"}], "'like' belongs to relation and gradient, not to contrast"),
+        (
+            [{"contrast": "SI-ST", "like": "TI-TT"}],
+            "'like' belongs to relation, gradient and classify, not to contrast",
+        ),
         (
             [{"feature": "SI>TI", "adapter": "bilinear"}],
             "unknown adapter 'bilinear'. Did you mean 'linear'? Known: interpolate",
         ),
-        ([{"contrast": "SI>TI", "adapter": "interpolate"}], "'adapter' belongs to feature, not to contrast"),
+        ([{"contrast": "SI>TI", "adapter": "interpolate"}], "adapter interpolate belongs to feature, not to contrast"),
+        ([{"feature": "SI>TI", "adapter": "teacher"}], "adapter teacher belongs to contrast, not to feature"),
+        ([{"contrast": "TI@bank>SI"}], "anchors rows at TI@bank, which are not those of the batch"),
+        ([{"contrast": "SI|ST>TI"}], "anchors rows at SI|ST"),
+        ([{"feature": "SI>TI@classes"}], "feature pairs row with row, and TI@classes is no row of the batch"),
+        ([{"contrast": "SI>TI@logits"}], "TI@logits belongs to classify, not to contrast"),
+        ([{"classify": "SI@masked"}], "expected a plain node such as SI, found SI@masked"),
+        ([{"classify": 3}], "expected a node such as SI, found 3"),
+        ([{"classify": "SI", "like": "TI, TI"}], "as many nodes under 'like'"),
+        ([{"classify": "TI"}], "teaches the student nothing"),
+        ([{"gradient": "SI-ST", "like": ["TI-TT", "UI-UT"]}], "several targets under 'like' belong to relation"),
+        ([{"relation": "SI-ST", "like": ["TI-TT", "UI-UT"], "like_scale": [1]}], "has 1 numbers for 2 targets"),
+        ([{"contrast": "SI-ST", "confidence": "TI-TT"}], "confidence is one arrow"),
+        ([{"contrast": "SI-ST", "confidence": "TI>TT@bank"}], "confidence is an arrow within the batch"),
         ([{"gradient": "SI-ST"}], "gradient SI-ST has 2 arrows and needs as many under 'like'"),
         ([{"contrast": "SI-ST", "weight": {"grad_norm": "big"}}], "weight: expected a number"),
         ([{"contrast": "SI-ST", "reference": 1}], "reference is true or false"),

@@ -126,7 +126,8 @@ def test_every_documented_run_file_is_a_run() -> None:
 
 
 def test_every_key_of_a_term_is_documented() -> None:
-    from clipdistill.algebra.recipe import ADAPTERS, TERM_KEYS, VERBS
+    from clipdistill.algebra.reading import TERM_KEYS
+    from clipdistill.algebra.term import ADAPTERS, VERBS
 
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     words = {*TERM_KEYS, *ADAPTERS, *(metric for metrics in VERBS.values() for metric in metrics)}

@@ -54,15 +54,12 @@ CASES: dict[str, list[dict[str, Any]]] = {
 
 
 def mobileclip(scales: tuple[float, float], weight: float, views: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Cross entropy is linear in its target: one term per teacher at weight 1/K is the mean of their softmaxes."""
+    """The task and the mean of two teachers' softmaxes, for the real captions and for synthetic ones."""
     terms: list[dict[str, Any]] = []
     for view in views:
-        terms.append({"contrast": f"SI-ST{view}", "weight": 1 - weight})
-        for letter, scale in zip("TU", scales, strict=True):
-            like = f"{letter}I-{letter}T{view}"
-            name = f"{letter}{view}"
-            relation = {"relation": f"SI-ST{view}", "like": like, "metric": "ce", "like_scale": scale}
-            terms.append({**relation, "weight": weight / 2, "name": name})
+        likes = [f"{letter}I-{letter}T{view}" for letter in "TU"]
+        relation = {"relation": f"SI-ST{view}", "like": likes, "metric": "ce", "like_scale": list(scales)}
+        terms += [{"contrast": f"SI-ST{view}", "weight": 1 - weight}, {**relation, "weight": weight}]
     return terms
 
 
@@ -77,7 +74,10 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool
 
 
 def evaluate(
-    terms: list[dict[str, Any]], dtype: torch.dtype, **given: torch.Tensor
+    terms: list[dict[str, Any]],
+    dtype: torch.dtype,
+    biases: dict[str, float] | None = None,
+    **given: torch.Tensor,
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """The total and the leaves it depends on, by the names the golden files use."""
     source = {**INPUTS, **given}
@@ -101,7 +101,7 @@ def evaluate(
     embeddings |= {"TI": constants["TI"], "TT": constants["TT"], "TT@syn": constants["TT2"]}
     embeddings |= {"UI": constants["TI2"], "UT": constants["TT2"], "UT@syn": constants["TT"]}
     scales = {"S": leaves["s_scale"], "T": source["t_scale"].to(dtype)}
-    losses = graph(embeddings, scales)
+    losses = graph(embeddings, scales, biases=biases)
     losses.total.backward()
     return losses, leaves
 
@@ -200,3 +200,54 @@ def test_affinity_is_crd_plus_the_teachers_entropy() -> None:
     ours_crd, _ = evaluate([CRD], torch.float64)
     assert close(affinity["loss"] - entropy, crd["loss"], 1e-10)
     assert close((ours_affinity.total - entropy).detach(), ours_crd.total.detach(), 1e-10)
+
+
+def test_sigmoid_distillation_of_mobileclip2() -> None:
+    """Their soft target is no cross entropy: the quirk is switched on by name."""
+    golden = load_file(GOLDEN / "mobileclipv2-distillsiglip-b8d16.safetensors")
+    term = {"relation": "SI>ST", "like": ["TI>TT", "UI>UT"], "metric": "sigmoid", "like_scale": [70, 60]}
+    biases = dict.fromkeys("STU", -10.0)
+    found = {}
+    for reference in (True, False):
+        terms = [{**term, "scale": 10, "reference": reference}]
+        losses, leaves = evaluate(terms, torch.float64, biases=biases)
+        found[reference] = losses.total.detach()
+        if reference:
+            for name in ("SI_raw", "ST_raw"):
+                assert close(leaves[name].grad, golden[f"d_{name}"], 1e-9), name
+    assert close(found[True], golden["loss"], 1e-10)
+    assert not close(found[False], golden["loss"], 1e-2)
+
+
+def embed_kd(bank: str | None) -> list[dict[str, Any]]:
+    """CLIP-Embed-KD as published: no temperature, the softmax of a softmax, a map of the teacher's rows as they are."""
+    terms: list[dict[str, Any]] = [{"classify": "SI", "reference": True, "name": "label"}]
+    if bank is None:
+        return [*terms, {"classify": "SI", "like": "TI", "reference": True, "weight": 0.5, "name": "soft"}]
+    return [
+        *terms,
+        {"contrast": f"SI>{bank}", "scale": 1, "adapter": "teacher", "reference": True, "weight": 0.5, "name": "kd"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "bank"), [("embedkd", "TI@classes"), ("teacherkd", "TI"), ("vanilla", None)], ids=lambda value: str(value)
+)
+def test_embeddings_as_teachers(mode: str, bank: str | None) -> None:
+    golden = load_file(GOLDEN / f"embedkd-{mode}-b8k5w16dt24.safetensors")
+    x = golden["x"].clone().requires_grad_()
+    head = {kind: golden[f"classifier.{kind}"].clone().requires_grad_() for kind in ("weight", "bias")}
+    graph = InteractionGraph(Recipe.load(embed_kd(bank)), {"S": 16, "T": 24}).double()
+    leaves = {"x": x, **{f"classifier.{kind}": tensor for kind, tensor in head.items()}}
+    for kind, parameter in graph.adapters.named_parameters():
+        name = f"cluster_projection.{kind.rpartition('.')[2]}"
+        parameter.data = golden[name].clone()
+        leaves[name] = parameter
+    rows = {"SI": x, "SI@logits": x @ head["weight"].T + head["bias"], "TI": golden["teacher_embeddings"]}
+    rows |= {"TI@classes": golden["centroids"], "TI@logits": golden["teacher_probs"].log()}
+    losses = graph(rows, {}, labels=golden["labels"])
+    assert close(losses.total.detach(), golden["loss"], 1e-10)
+    losses.total.backward()
+    assert len(leaves) == (3 if bank is None else 5)
+    for name, leaf in leaves.items():
+        assert close(leaf.grad, golden[f"d_{name}"], 1e-9), name

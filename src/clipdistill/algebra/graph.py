@@ -1,6 +1,6 @@
 """The interaction graph: a recipe made computable, a pure function of ``{node: matrix}``.
 
-Legend: ``B`` rows, ``D`` width of a node, ``K`` kinds of group keys.
+Legend: ``b`` rows of this rank, ``N`` candidates, ``D`` width of a node.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor, nn
 
 from clipdistill.algebra import objectives
+from clipdistill.algebra.gather import Split, gather, own_rows, summed, total
 from clipdistill.algebra.nodes import Arrow, Node
-from clipdistill.algebra.objectives import Scalar
-from clipdistill.algebra.recipe import MAX_SCALE, GradNorm, NewScale, Recipe, Scale, Term
-from clipdistill.algebra.rows import Embeddings, by_node, checked, positive_pairs, unit
+from clipdistill.algebra.objectives import PerRow
+from clipdistill.algebra.recipe import Recipe
+from clipdistill.algebra.rows import Embeddings, Rows, as_keys, by_node, checked, unit
+from clipdistill.algebra.term import MAX_SCALE, GradNorm, NewScale, Scale, Term
+from clipdistill.algebra.weights import measure
 from clipdistill.errors import RecipeError, did_you_mean
 
 #: SigLIP's initial logit bias (arXiv 2303.15343, section 3.2): most pairs are negatives, so start from "no".
@@ -36,12 +38,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class _Given:
-    """What one call brings: unit rows by node, logit scales and biases by model letter, who is whose positive."""
+    """What one call brings: rows and who is whose positive, logit scales and biases by model letter."""
 
-    rows: dict[Node, Tensor]
+    rows: Rows
     scales: Numbers
-    biases: Mapping[str, Tensor]
-    positives: Bool[Tensor, "B B"]
+    biases: Numbers
 
 
 class InteractionGraph(nn.Module):
@@ -91,31 +92,35 @@ class InteractionGraph(nn.Module):
                 self.fusions[str(node)] = nn.Linear(joined, self.widths[node.model])
         for node, width in self._meetings(term):
             key = _adapter_key(node, width)
-            learned = term.adapter == "linear" and self.widths[node.model] != width
+            learned = term.adapter != "interpolate" and self.widths[node.model] != width
             if learned and key not in self.adapters:
-                self.adapters[key] = nn.Linear(self.widths[node.model], width, bias=False)
-        for name, scale in ((term.name, term.scale), (f"{term.name} like", term.like_scale)):
+                self.adapters[key] = nn.Linear(self.widths[node.model], width, bias=term.adapter == "teacher")
+        for name, scale in term.scales.items():
             if isinstance(scale, NewScale):
                 self.scales[name] = nn.Parameter(torch.tensor(scale.initial if scale.raw else math.log(scale.initial)))
-        if term.metric == "sigmoid":
-            self.biases[term.name] = nn.Parameter(torch.tensor(INITIAL_BIAS))
+        if term.metric == "sigmoid" and _bias_key(term) not in self.biases:
+            self.biases[_bias_key(term)] = nn.Parameter(torch.tensor(INITIAL_BIAS))
 
     def _meetings(self, term: Term) -> Iterator[tuple[Node, int]]:
-        """Every end of a term's arrows with the width at which it meets the other end."""
+        """Every node that an arrow brings together with another, with the width at which they meet."""
+        if term.verb == "classify":
+            return
         for index, arrow in enumerate(term.arrows):
-            like = term.like[index] if term.like else None
-            for meeting in (arrow, *([like] if like else [])):
+            like = tuple(target[index] for target in term.like)
+            for meeting in (arrow, *like):
                 width = self._joint_width(term, meeting, like)
-                yield from ((meeting.anchor, width), (meeting.other, width))
+                yield from ((node, width) for node in (meeting.anchor, *meeting.other.layers))
 
-    def _joint_width(self, term: Term, arrow: Arrow, like: Arrow | None) -> int:
+    def _joint_width(self, term: Term, arrow: Arrow, like: tuple[Arrow, ...]) -> int:
         """The width at which an arrow's ends meet: a teacher's if there is one, since only students are adapted.
 
         Gradients live where rows do, so those of the student meet those of the teacher at the teacher's width.
         """
-        nodes = [arrow.anchor, arrow.other]
-        if term.verb == "gradient" and like is not None:
-            nodes += [like.anchor, like.other]
+        nodes = [arrow.anchor, *arrow.other.layers]
+        if term.adapter == "teacher":
+            return self.widths[next((node for node in nodes if node.is_student), nodes[0]).model]
+        if term.verb == "gradient":
+            nodes += [node for target in like for node in (target.anchor, target.other)]
         fixed = [node for node in nodes if not node.is_student]
         if len({self.widths[node.model] for node in fixed}) > 1:
             sizes = " with ".join(f"{node} ({self.widths[node.model]} wide)" for node in fixed)
@@ -130,9 +135,12 @@ class InteractionGraph(nn.Module):
         embeddings: Embeddings,
         scales: Numbers,
         positives: Tensor | None = None,
-        biases: Mapping[str, Tensor] | None = None,
+        biases: Numbers | None = None,
+        labels: Tensor | None = None,
+        bank_keys: Tensor | None = None,
+        partial: bool = False,
     ) -> Losses:
-        """Compute every term.
+        """Compute every term; within a process group, over the rows of all ranks.
 
         Args:
             embeddings: rows by node, ``float [B, D]``; normalised here, so any length will do.
@@ -141,103 +149,201 @@ class InteractionGraph(nn.Module):
                 other, as the diagonal always is; a negative key belongs to no group.
             biases: logit biases by model letter, for models that have their own (SigLIP); a sigmoid term over any
                 other model learns one here.
+            labels: class numbers, ``int [B]``, for ``classify`` and ``@classes``.
+            bank_keys: group keys of the rows of ``@bank``, ``int [N, K]``: those that agree with a row of the batch are
+                its positives, all others negatives.
+            partial: leave out the terms whose nodes are not all given, instead of refusing.
 
         Raises:
             RecipeError: a needed node or scale is missing (the message names the term), or shapes do not fit.
         """
-        device = next(iter(embeddings.values())).device.type
+        device = next(iter(embeddings.values())).device
         # Under a caller's autocast the products would be in half precision, and gradients several percent off.
-        with torch.autocast(device, enabled=False):
-            return self._losses(embeddings, scales, positives, biases)
+        with torch.autocast(device.type, enabled=False):
+            given = by_node(embeddings)
+            terms = [term for term in self.recipe.terms if not partial or set(term.nodes) <= given.keys()]
+            if not terms:
+                raise RecipeError(f"recipe {self.recipe.name}: no term can be computed from {_listed(given)} alone.")
+            units = self._units(given, terms)
+            count = next(len(matrix) for node, matrix in units.items() if not node.is_bank)
+            split = Split.of(count, device)
+            keys = None if positives is None else as_keys(positives, count)
+            rows = Rows(units, given, split, keys, labels, bank_keys)
+            return self._losses(terms, _Given(rows, scales, biases or {}))
 
-    def _losses(
-        self, embeddings: Embeddings, scales: Numbers, positives: Tensor | None, biases: Mapping[str, Tensor] | None
-    ) -> Losses:
-        rows = self._rows(embeddings)
-        given = _Given(rows, scales, biases or {}, positive_pairs(positives, next(iter(rows.values()))))
-        terms = {term.name: self._value(term, given) for term in self.recipe.terms}
-        weights = self._weights(terms, rows)
-        return Losses(torch.stack([weights[name] * value for name, value in terms.items()]).sum(), terms)
+    def _losses(self, terms: list[Term], given: _Given) -> Losses:
+        split = given.rows.split
+        sums = torch.stack([self._value(term, given) for term in terms]) / split.total
+        values = dict(zip([term.name for term in terms], total(sums, split).unbind(), strict=True))
+        weights = self._weights(terms, values, given.rows)
+        return Losses(torch.stack([weights[name] * value for name, value in values.items()]).sum(), values)
 
     @torch.no_grad()
     def clamp_(self) -> None:
         """Keep the learnable scales within [1, 100], as CLIP does after every step; raw ones roam free."""
         for term in self.recipe.terms:
-            for name, scale in ((term.name, term.scale), (f"{term.name} like", term.like_scale)):
+            for name, scale in term.scales.items():
                 if isinstance(scale, NewScale) and not scale.raw:
                     self.scales[name].clamp_(0, math.log(MAX_SCALE))
 
-    def _rows(self, embeddings: Embeddings) -> dict[Node, Tensor]:
+    def _units(self, given: dict[Node, Tensor], terms: list[Term]) -> dict[Node, Tensor]:
         """Pick the needed nodes as unit rows, and add the fused ones."""
-        given = by_node(embeddings)
-        for node in self.recipe.nodes:
+        needed = sorted({node for term in terms for node in term.nodes})
+        for node in needed:
             if node not in given:
                 raise RecipeError(
                     f"recipe {self.recipe.name}, term {self.recipe.providers(node)} needs node {node}, but only "
-                    f"{', '.join(sorted(map(str, given))) or 'nothing'} is given. "
-                    "Provide its embeddings, or drop the term."
+                    f"{_listed(given) or 'nothing'} is given. Provide its embeddings, or drop the term."
                 )
-        rows = checked((node, given[node], self.widths[node.model]) for node in self.recipe.nodes)
-        for node in (end for term in self.recipe.terms for end in term.ends if end.fused):
+        rows = checked((node, given[node], self.widths[node.model]) for node in needed)
+        fused = (layer for term in terms for end in term.ends for layer in end.layers if layer.fused)
+        for node in fused:
             rows[node] = unit(self.fusions[str(node)](torch.cat([rows[part] for part in node.parts], dim=1)))
         return rows
 
-    def _value(self, term: Term, given: _Given) -> Scalar:
-        """One term: the mean over its arrows."""
+    def _value(self, term: Term, given: _Given) -> Tensor:
+        """One term on this rank's rows: the sum over rows of the mean over its arrows."""
         compute = {
             "contrast": self._contrast,
             "relation": self._relation,
             "feature": self._feature,
             "gradient": self._gradient,
+            "classify": self._classify,
         }[term.verb]
-        return torch.stack([compute(term, index, given) for index in range(len(term.arrows))]).mean()
+        rows = torch.stack([compute(term, index, given) for index in range(len(term.arrows))]).mean(dim=0)
+        return (rows if term.confidence is None else rows * self._confidence(term, given)).sum()
 
-    def _contrast(self, term: Term, index: int, given: _Given) -> Scalar:
+    def _contrast(self, term: Term, index: int, given: _Given) -> PerRow:
         arrow = term.arrows[index]
-        anchor, other = self._pair(term, arrow, None, given)
-        logits = self._scale(term, term.name, term.scale, given) * anchor @ other.T
+        logits = self._logits(term, arrow, (), term.name, given)
         if term.metric == "sigmoid":
-            own: Tensor = self.biases[term.name]
-            logits = logits + given.biases.get(arrow.anchor.model, own)
-        return objectives.CONTRAST[term.metric](logits, given.positives)
+            logits = logits + self._bias(term, arrow, given)
+        return objectives.CONTRAST[term.metric](logits, given.rows.positives(arrow.other))
 
-    def _relation(self, term: Term, index: int, given: _Given) -> Scalar:
-        anchor, other = self._pair(term, term.arrows[index], None, given)
-        left, right = self._pair(term, term.like[index], None, given)
-        logits = self._scale(term, term.name, term.scale, given) * anchor @ other.T
-        target = self._scale(term, f"{term.name} like", term.like_scale, given) * left @ right.T
-        return objectives.RELATION[term.metric](logits, target if term.mutual else target.detach())
+    def _relation(self, term: Term, index: int, given: _Given) -> PerRow:
+        arrow = term.arrows[index]
+        logits = self._logits(term, arrow, (), term.name, given)
+        names = list(term.scales)[1:]
+        likes = [target[index] for target in term.like]
+        targets = [self._logits(term, like, (), name, given) for like, name in zip(likes, names, strict=True)]
+        if term.metric == "sigmoid":
+            logits = logits + self._bias(term, arrow, given)
+            targets = [t + self._bias(term, like, given) for t, like in zip(targets, likes, strict=True)]
+        for like, target in zip(likes, targets, strict=True):
+            if target.shape != logits.shape:
+                raise RecipeError(
+                    f"recipe {self.recipe.name}, term {term}: {arrow} has {logits.shape[1]} candidates, {like} has "
+                    f"{target.shape[1]}. Both need the same ones."
+                )
+        if term.metric == "sigmoid" and term.reference:
+            compare = objectives.relation_sigmoid_reference
+        else:
+            compare = objectives.RELATION[term.metric]
+        return compare(logits, targets if term.mutual else [target.detach() for target in targets])
 
-    def _feature(self, term: Term, index: int, given: _Given) -> Scalar:
-        anchor, other = self._pair(term, term.arrows[index], None, given)
+    def _feature(self, term: Term, index: int, given: _Given) -> PerRow:
+        arrow = term.arrows[index]
+        width = self._joint_width(term, arrow, ())
+        anchor, other = (self._fit(term, node, given.rows.units[node], width) for node in (arrow.anchor, arrow.other))
         return objectives.FEATURE[term.metric](anchor, other if term.mutual else other.detach())
 
-    def _gradient(self, term: Term, index: int, given: _Given) -> Scalar:
+    def _gradient(self, term: Term, index: int, given: _Given) -> PerRow:
         """CLIP-KD's GD: both gradients of an arrow's InfoNCE, student against teacher."""
-        scale = self._scale(term, term.name, term.scale, given)
-        like_scale = self._scale(term, f"{term.name} like", term.like_scale, given)
+        arrow, (like, *_) = term.arrows[index], [target[index] for target in term.like]
+        name, like_name = term.scales
+        scale, like_scale = self._scale(term, name, given), self._scale(term, like_name, given)
         if term.reference:  # the published code divides by the scale where it means to multiply
             scale, like_scale = 1 / scale, 1 / like_scale
-        student = self._pair(term, term.arrows[index], term.like[index], given)
-        teacher = self._pair(term, term.like[index], None, given)
-        ours = objectives.contrast_gradients(*student, scale, given.positives)
-        theirs = objectives.contrast_gradients(*teacher, like_scale, given.positives)
+        ours = self._contrast_gradients(term, arrow, (like,), scale, given)
+        theirs = self._contrast_gradients(term, like, (), like_scale, given)
         pairs = zip(ours, theirs, strict=True)
-        return torch.stack([objectives.feature_mse(a, b if term.mutual else b.detach()) for a, b in pairs]).sum()
+        parts = [objectives.feature_mse(a, b if term.mutual else b.detach()) for a, b in pairs]
+        return torch.stack(parts).sum(dim=0)
 
-    def _pair(self, term: Term, arrow: Arrow, like: Arrow | None, given: _Given) -> tuple[Tensor, Tensor]:
-        """Both ends of an arrow at one width: a student's end is mapped or stretched where widths differ."""
+    def _contrast_gradients(
+        self, term: Term, arrow: Arrow, like: tuple[Arrow, ...], scale: float | Tensor, given: _Given
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of an arrow's InfoNCE, those of this rank's rows."""
+        anchor, other = self._pair(term, arrow, like, given)
+        rows = given.rows
+        positives = rows.positives(arrow.other)
+        mine, others = objectives.contrast_gradients(anchor, other, scale, positives, rows.split.total)
+        return mine, own_rows(others, rows.split)
+
+    def _classify(self, term: Term, index: int, given: _Given) -> PerRow:
+        """A classifier's logits against labels, or against another classifier's."""
+        node = term.arrows[index].anchor
+        logits = self._scale(term, term.name, given) * given.rows.units[node]
+        if term.reference:  # the published code takes the softmax of the softmax
+            logits = logits.softmax(dim=1)
+        if not term.like:
+            if given.rows.labels is None:
+                raise RecipeError(f"recipe {self.recipe.name}, term {term} needs labels, and none are given.")
+            return objectives.classify(logits, given.rows.labels)
+        target_node, (_, name) = term.like[0][index].anchor, list(term.scales)
+        target = self._scale(term, name, given) * given.rows.units[target_node]
+        if target.shape != logits.shape:
+            raise RecipeError(
+                f"recipe {self.recipe.name}, term {term}: {node} tells {logits.shape[1]} classes apart, {target_node} "
+                f"{target.shape[1]}. Both need the same classes."
+            )
+        return objectives.classify_like(logits, target if term.mutual else target.detach())
+
+    @torch.no_grad()
+    def _confidence(self, term: Term, given: _Given) -> PerRow:
+        """The weight of every row: the probability that an arrow gives to its positives; their mean is 1."""
+        arrow = term.confidence
+        assert arrow is not None
+        anchor, other = self._pair(term, arrow, (), given)
+        scale = self._number(term, arrow.anchor.model, given)
+        p = (scale * anchor @ other.T).softmax(dim=1)
+        sure = (p * given.rows.positives(arrow.other)).sum(dim=1)
+        return sure * given.rows.split.total / summed(sure.sum(), given.rows.split)
+
+    def _logits(self, term: Term, arrow: Arrow, like: tuple[Arrow, ...], name: str, given: _Given) -> Tensor:
+        anchor, other = self._pair(term, arrow, like, given)
+        return self._scale(term, name, given) * anchor @ other.T
+
+    def _pair(self, term: Term, arrow: Arrow, like: tuple[Arrow, ...], given: _Given) -> tuple[Tensor, Tensor]:
+        """This rank's anchors and all candidates of an arrow, ``[b, D]`` and ``[N, D]``, at one width."""
         width = self._joint_width(term, arrow, like)
-        return self._fit(term, arrow.anchor, width, given), self._fit(term, arrow.other, width, given)
+        anchor = self._fit(term, arrow.anchor, given.rows.units[arrow.anchor], width)
+        layers = [
+            self._fit(term, layer, self._candidates(term, layer, width, given), width) for layer in arrow.other.layers
+        ]
+        return anchor, layers[0] if len(layers) == 1 else torch.cat(layers)
 
-    def _fit(self, term: Term, node: Node, width: int, given: _Given) -> Tensor:
-        rows = given.rows[node]
+    def _candidates(self, term: Term, layer: Node, width: int, given: _Given) -> Tensor:
+        mapped = term.adapter == "teacher" and self.widths[layer.model] != width
+        if term.reference and mapped:  # CLIP-Embed-KD's code maps rows of any length
+            rows = given.rows.raw[layer]
+            return rows if layer.is_bank else gather(rows, given.rows.split)
+        return given.rows.everywhere(layer)
+
+    def _fit(self, term: Term, node: Node, rows: Tensor, width: int) -> Tensor:
+        """Rows of a node at a width: mapped or stretched where it is another than theirs."""
         if rows.shape[1] == width:
             return rows
         interpolated = term.adapter == "interpolate"
         return unit(objectives.stretch(rows, width) if interpolated else self.adapters[_adapter_key(node, width)](rows))
 
-    def _scale(self, term: Term, name: str, scale: Scale, given: _Given) -> float | Tensor:
+    def _bias(self, term: Term, arrow: Arrow, given: _Given) -> float | Tensor:
+        """The logit bias of an arrow: the anchor model's own, else for a student the one learned here."""
+        letter = arrow.anchor.model
+        if letter in given.biases:
+            return given.biases[letter]
+        if not arrow.anchor.is_student:
+            raise RecipeError(
+                f"recipe {self.recipe.name}, term {term}: sigmoid targets need a teacher with a logit bias, as SigLIP "
+                f"has one, and teacher '{letter}' has none. Choose another teacher, or metric: kl."
+            )
+        learned: Tensor = self.biases[_bias_key(term)]
+        return learned
+
+    def _scale(self, term: Term, name: str, given: _Given) -> float | Tensor:
+        return self._number(term, term.scales[name], given, name)
+
+    def _number(self, term: Term, scale: Scale, given: _Given, name: str = "") -> float | Tensor:
         if isinstance(scale, NewScale):
             stored: Tensor = self.scales[name]
             return stored if scale.raw else stored.exp()
@@ -250,45 +356,31 @@ class InteractionGraph(nn.Module):
             )
         return given.scales[scale]
 
-    def _weights(self, values: Mapping[str, Tensor], rows: Mapping[Node, Tensor]) -> dict[str, float | Tensor]:
+    def _weights(self, terms: list[Term], values: Mapping[str, Tensor], rows: Rows) -> dict[str, float | Tensor]:
         """The weight of every term; those to be measured are measured at the first call and then kept."""
-        fixed: dict[str, float | Tensor] = {}
         measured = [term for term in self.recipe.terms if isinstance(term.weight, GradNorm)]
-        for term in self.recipe.terms:
-            if not isinstance(term.weight, GradNorm):
-                fixed[term.name] = term.weight
-        if measured and bool(self.measured.isnan().any()):
-            self._measure(measured, fixed, values, rows)
-        found = self.measured.to(next(iter(values.values())).dtype)
-        return fixed | {term.name: weight for term, weight in zip(measured, found, strict=True)}
-
-    def _measure(
-        self,
-        measured: list[Term],
-        fixed: Mapping[str, float | Tensor],
-        values: Mapping[str, Tensor],
-        rows: Mapping[Node, Tensor],
-    ) -> None:
-        leaves = [
-            matrix for node, matrix in rows.items() if node.is_student and not node.fused and matrix.requires_grad
-        ]
-        if not leaves:
-            raise RecipeError(f"recipe {self.recipe.name}: grad_norm weights are found at the first step of training.")
-        known = _norm(torch.stack([weight * values[name] for name, weight in fixed.items()]).sum(), leaves)
-        for place, term in enumerate(measured):
-            own = _norm(values[term.name], leaves)
-            if not own > 0:
-                raise RecipeError(
-                    f"recipe {self.recipe.name}, term {term} has no gradient; give it a number as weight."
-                )
-            assert isinstance(term.weight, GradNorm)
-            self.measured[place] = term.weight.share * known / own
+        places = [place for place, term in enumerate(measured) if term in terms]
+        if places and bool(self.measured[places].isnan().any()):
+            leaves = [
+                matrix
+                for node, matrix in rows.units.items()
+                if node.is_student and not node.fused and matrix.requires_grad
+            ]
+            try:
+                self.measured[places] = self.measured.new_tensor(measure(terms, values, leaves, rows.split))
+            except RecipeError as error:
+                raise RecipeError(f"recipe {self.recipe.name}: {error}") from error
+        found = dict(zip([term.name for term in measured], self.measured, strict=True))
+        return {t.name: found[t.name] if isinstance(t.weight, GradNorm) else t.weight for t in terms}
 
 
-def _norm(value: Tensor, leaves: list[Tensor]) -> float:
-    """The joint norm of a value's gradients with respect to ``leaves``."""
-    gradients = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
-    return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None))
+def _listed(given: Mapping[Node, Tensor]) -> str:
+    return ", ".join(sorted(map(str, given)))
+
+
+def _bias_key(term: Term) -> str:
+    """Sigmoid terms under the same model's scale share the bias learned for it, the others have their own."""
+    return term.scale if isinstance(term.scale, str) else term.name
 
 
 def _adapter_key(node: Node, width: int) -> str:

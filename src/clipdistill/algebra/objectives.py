@@ -1,71 +1,105 @@
 """The objectives: what a row of similarities, or a pair of rows, is asked to be.
 
-Legend: ``B`` rows, ``N`` candidates, ``D`` width. Logits are ``scale * similarity``. Every function returns the
-mean over rows, a scalar ``[]``.
+Legend: ``B`` rows, ``N`` candidates, ``D`` width, ``C`` classes. Logits are ``scale * similarity``. Every function
+returns one value per row, ``[B]``; a term is their mean.
 """
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-Scalar = Float[Tensor, ""]
+PerRow = Float[Tensor, "B"]
 
 
-def infonce(logits: Float[Tensor, "B N"], positives: Bool[Tensor, "B N"]) -> Scalar:
+def infonce(logits: Float[Tensor, "B N"], positives: Bool[Tensor, "B N"]) -> PerRow:
     """InfoNCE with several positives: cross entropy against a target shared equally by each row's positives.
 
-    With one positive per row this is the CLIP loss of one direction (METHODS section 0,
+    With one positive per row this is the CLIP loss of one direction (arXiv 2103.00020,
     ``-1/B sum_i log P_ii``); with several it is ``L_out`` of supervised contrastive learning (arXiv 2004.11362).
     """
-    log_p = logits.log_softmax(dim=1)
-    chosen = positives.to(logits.dtype)
-    share = chosen / chosen.sum(dim=1, keepdim=True)
-    return -(share * log_p).sum(dim=1).mean()
+    return -(shared(positives, logits) * logits.log_softmax(dim=1)).sum(dim=1)
 
 
-def sigmoid(logits: Float[Tensor, "B N"], positives: Bool[Tensor, "B N"]) -> Scalar:
-    """The SigLIP loss: every pair is a yes-or-no question, summed over candidates, averaged over rows.
+def sigmoid(logits: Float[Tensor, "B N"], positives: Bool[Tensor, "B N"]) -> PerRow:
+    """The SigLIP loss: every pair is a yes-or-no question, summed over candidates.
 
     Source: Sigmoid Loss for Language Image Pre-Training, arXiv 2303.15343, equation 1.
     """
     sign = positives.to(logits.dtype) * 2 - 1
-    return -F.logsigmoid(sign * logits).sum(dim=1).mean()
+    return -F.logsigmoid(sign * logits).sum(dim=1)
 
 
-def relation_ce(logits: Float[Tensor, "B N"], target: Float[Tensor, "B N"]) -> Scalar:
-    """Cross entropy of the row softmax against the target's row softmax: TinyCLIP's affinity mimicking."""
-    return -(target.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
+def relation_ce(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B N"]]) -> PerRow:
+    """Cross entropy of the row softmax against the targets' row softmaxes, averaged.
+
+    With one target TinyCLIP's affinity mimicking (arXiv 2309.12314); with several MobileCLIP's ensemble
+    (arXiv 2311.17049), whose softmaxes are averaged and not its similarities.
+    """
+    target = torch.stack([target.softmax(dim=1) for target in targets]).mean(dim=0)
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1)
 
 
-def relation_kl(logits: Float[Tensor, "B N"], target: Float[Tensor, "B N"]) -> Scalar:
-    """Kullback-Leibler divergence from the target's row softmax to the row softmax: CLIP-KD's CRD.
+def relation_kl(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B N"]]) -> PerRow:
+    """Kullback-Leibler divergence from the targets' mean row softmax to the row softmax: CLIP-KD's CRD.
 
     ``KL(Q; Z) = CE(Q; Z) - H(Q)``: the same gradient as :func:`relation_ce` when the target is constant.
     """
-    log_q = target.log_softmax(dim=1)
-    return (log_q.exp() * (log_q - logits.log_softmax(dim=1))).sum(dim=1).mean()
+    log_q = torch.stack([target.log_softmax(dim=1) for target in targets]).logsumexp(dim=0) - math.log(len(targets))
+    return (log_q.exp() * (log_q - logits.log_softmax(dim=1))).sum(dim=1)
 
 
-def relation_mse(logits: Float[Tensor, "B N"], target: Float[Tensor, "B N"]) -> Scalar:
-    """Mean squared difference over all ``B x N`` entries: ConaCLIP's similarity distillation (SD)."""
-    return (logits - target).square().mean()
+def relation_mse(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B N"]]) -> PerRow:
+    """Mean squared difference over the candidates: ConaCLIP's similarity distillation (SD)."""
+    return (logits - torch.stack(list(targets)).mean(dim=0)).square().mean(dim=1)
 
 
-def feature_mse(rows: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> Scalar:
-    """Mean squared difference over all ``B x D`` entries: CLIP-KD's FD as published, whose weight depends on D."""
-    return (rows - target).square().mean()
+def relation_sigmoid(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B N"]]) -> PerRow:
+    """Every pair's yes-or-no answer made like the targets' mean answer, summed over candidates.
+
+    The soft form of :func:`sigmoid`: ``-p log s(z) - (1 - p) log s(-z)`` with ``p`` the mean of the targets' sigmoids.
+    """
+    p = _answers(targets)
+    return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).sum(dim=1)
 
 
-def feature_l2(rows: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> Scalar:
-    """Squared distance per row, ``D`` times :func:`feature_mse`: the same weight means the same at every width."""
-    return (rows - target).square().sum(dim=1).mean()
+def relation_sigmoid_reference(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B N"]]) -> PerRow:
+    """What MobileCLIP2's code computes instead of :func:`relation_sigmoid`: ``-log s((2p - 1) z)``."""
+    return -F.logsigmoid((2 * _answers(targets) - 1) * logits).sum(dim=1)
 
 
-def feature_cosine(rows: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> Scalar:
+def _answers(targets: Sequence[Tensor]) -> Tensor:
+    return torch.stack([target.sigmoid() for target in targets]).mean(dim=0)
+
+
+def feature_mse(rows: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> PerRow:
+    """Mean squared difference over the channels: CLIP-KD's FD as published, whose weight depends on D."""
+    return (rows - target).square().mean(dim=1)
+
+
+def feature_l2(rows: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> PerRow:
+    """Squared distance, ``D`` times :func:`feature_mse`: the same weight means the same at every width."""
+    return (rows - target).square().sum(dim=1)
+
+
+def feature_cosine(rows: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> PerRow:
     """One minus the cosine of unit rows: Chinese-CLIP's image-side distillation; half of :func:`feature_l2`."""
-    return 1 - (rows * target).sum(dim=1).mean()
+    return 1 - (rows * target).sum(dim=1)
+
+
+def classify(logits: Float[Tensor, "B C"], labels: Int[Tensor, "B"]) -> PerRow:
+    """Cross entropy of a classifier's logits against labels."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def classify_like(logits: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> PerRow:
+    """Cross entropy of a classifier's logits against another classifier's: Hinton's distillation (arXiv 1503.02531)."""
+    return -(target.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1)
 
 
 def stretch(rows: Float[Tensor, "B D"], width: int) -> Float[Tensor, "B W"]:
@@ -77,24 +111,31 @@ def stretch(rows: Float[Tensor, "B D"], width: int) -> Float[Tensor, "B W"]:
     return F.interpolate(rows[:, None, :], size=width, mode="linear", align_corners=False)[:, 0]
 
 
+def shared(positives: Bool[Tensor, "B N"], like: Float[Tensor, "..."]) -> Float[Tensor, "B N"]:
+    """The target of InfoNCE: each row's mass, shared equally by its positives."""
+    chosen = positives.to(like.dtype)
+    return chosen / chosen.sum(dim=1, keepdim=True)
+
+
 def contrast_gradients(
     anchor: Float[Tensor, "B D"],
     other: Float[Tensor, "N D"],
     scale: float | Tensor,
     positives: Bool[Tensor, "B N"],
+    count: int | None = None,
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "N D"]]:
-    """The gradients of :func:`infonce` with respect to both ends, in closed form.
+    """The gradients of the mean of :func:`infonce` with respect to both ends, in closed form.
 
     ``dL/danchor = (g/B)(P - Q) other`` and ``dL/dother = (g/B)(P - Q)^T anchor``, with ``P`` the row softmax of
     ``g anchor other^T`` and ``Q`` the target. Rows are free variables: the Jacobian of normalising is left out.
+    Where the anchors are a part of a batch of ``count`` rows, the second is that part's summand.
     Source: CLIP-KD (arXiv 2307.12732), section 3.3. The published code divides by the logit scale ``g`` instead.
     """
-    chosen = positives.to(anchor.dtype)
-    share = chosen / chosen.sum(dim=1, keepdim=True)
-    error = (scale * anchor @ other.T).softmax(dim=1) - share
-    return scale * error @ other / len(anchor), scale * error.T @ anchor / len(anchor)
+    error = (scale * anchor @ other.T).softmax(dim=1) - shared(positives, anchor)
+    count = count or len(anchor)
+    return scale * error @ other / count, scale * error.T @ anchor / count
 
 
 CONTRAST = {"softmax": infonce, "sigmoid": sigmoid}
-RELATION = {"ce": relation_ce, "kl": relation_kl, "mse": relation_mse}
+RELATION = {"ce": relation_ce, "kl": relation_kl, "mse": relation_mse, "sigmoid": relation_sigmoid}
 FEATURE = {"mse": feature_mse, "l2": feature_l2, "cosine": feature_cosine}

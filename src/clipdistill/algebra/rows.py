@@ -1,22 +1,90 @@
-"""Rows of embeddings before any term sees them: unit length, one shape, and who is whose positive.
+"""Rows of embeddings as the terms see them: unit length, gathered from every rank once, and who is whose positive.
 
-Legend: ``B`` rows, ``D`` width of a node, ``K`` kinds of group keys.
+Legend: ``b`` rows of this rank, ``B`` rows of all ranks, ``N`` candidates, ``D`` width of a node, ``K`` kinds of keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipdistill.algebra.nodes import Node
+from clipdistill.algebra.gather import Split, gather
+from clipdistill.algebra.nodes import BANK, CLASSES, LOGITS, Node
 from clipdistill.errors import RecipeError
 
 #: Embeddings as a caller gives them, by node or its spelling.
 Embeddings = Mapping[str, Tensor] | Mapping[Node, Tensor]
+
+
+@dataclass
+class Rows:
+    """One call's rows by node, with what relates them.
+
+    ``units`` holds this rank's unit rows (and logits as they are), ``raw`` the rows as they were given, ``keys`` the
+    group keys ``int [b, K]``, ``labels`` class numbers ``int [b]``, ``bank_keys`` the keys of the rows of ``@bank``,
+    ``int [N, K]``.
+    """
+
+    units: dict[Node, Tensor]
+    raw: dict[Node, Tensor]
+    split: Split
+    keys: Tensor | None
+    labels: Tensor | None = None
+    bank_keys: Tensor | None = None
+    _everywhere: dict[Node, Tensor] = field(default_factory=dict)
+    _positives: dict[str, Tensor] = field(default_factory=dict)
+
+    def everywhere(self, node: Node) -> Float[Tensor, "N D"]:
+        """The candidates of a node: the rows of all ranks, or those of a bank, which every rank has whole."""
+        if node.is_bank:
+            return self.units[node]
+        if node not in self._everywhere:
+            self._everywhere[node] = gather(self.units[node], self.split)
+        return self._everywhere[node]
+
+    def positives(self, node: Node) -> Bool[Tensor, "b N"]:
+        """Which candidates of a node are positives of which rows of this rank."""
+        layers = [self._mask(layer) for layer in node.layers]
+        return layers[0] if len(layers) == 1 else torch.cat(layers, dim=1)
+
+    def _mask(self, layer: Node) -> Tensor:
+        if layer.view == CLASSES:
+            return self._of_class(layer)
+        kind = BANK if layer.view == BANK else ""
+        if kind not in self._positives:
+            self._positives[kind] = self._in_bank(layer) if kind else self._in_batch()
+        mask = self._positives[kind]
+        if kind and mask.shape[1] != len(self.units[layer]):
+            raise RecipeError(f"node {layer} has {len(self.units[layer])} rows, its keys are {mask.shape[1]}.")
+        return mask
+
+    def _in_batch(self) -> Tensor:
+        """The diagonal, and rows that agree in any column of the keys."""
+        own = self.split.own
+        device = next(iter(self.units.values())).device
+        same = torch.eye(self.split.total, dtype=torch.bool, device=device)[own]
+        return same if self.keys is None else same | agreeing(self.keys, gather(self.keys, self.split))
+
+    def _in_bank(self, layer: Node) -> Tensor:
+        if self.keys is None or self.bank_keys is None:
+            return torch.zeros(
+                self.split.sizes[self.split.rank],
+                len(self.units[layer]),
+                dtype=torch.bool,
+                device=self.units[layer].device,
+            )
+        return agreeing(self.keys, self.bank_keys)
+
+    def _of_class(self, layer: Node) -> Tensor:
+        """Each row's own class."""
+        if self.labels is None or bool((self.labels < 0).any()):
+            raise RecipeError(f"node {layer} needs the class number of every row: expected labels, 0 or more.")
+        return self.labels[:, None] == torch.arange(len(self.units[layer]), device=self.labels.device)
 
 
 def by_node(embeddings: Embeddings) -> dict[Node, Tensor]:
@@ -24,47 +92,54 @@ def by_node(embeddings: Embeddings) -> dict[Node, Tensor]:
     return {node if isinstance(node, Node) else Node.parse(node): rows for node, rows in embeddings.items()}
 
 
-def checked(rows: Iterable[tuple[Node, Tensor, int]]) -> dict[Node, Float[Tensor, "B D"]]:
-    """Unit rows of each node, after checking that they are ``[B, width]`` with one B for all."""
+def checked(rows: Iterable[tuple[Node, Tensor, int]]) -> dict[Node, Tensor]:
+    """Unit rows of each node, after checking that they are ``[B, width]`` with one B for all but banks.
+
+    Logits stay as they are, of any width.
+    """
     units: dict[Node, Tensor] = {}
+    before: Tensor | None = None
     for node, matrix, width in rows:
-        if matrix.ndim != 2 or matrix.shape[1] != width:
+        logits = node.view == LOGITS
+        if matrix.ndim != 2 or (matrix.shape[1] != width and not logits):
             raise RecipeError(f"node {node}: expected shape [B, {width}], found {list(matrix.shape)}.")
         if not len(matrix):
             raise RecipeError(f"node {node} has no rows: expected at least one.")
-        before = next(iter(units.values()), matrix)
-        if len(matrix) != len(before):
-            raise RecipeError(
-                f"node {node} has {len(matrix)} rows, another node has {len(before)}: all need one row per sample."
-            )
-        units[node] = unit(matrix)
+        if not node.is_bank:
+            before = matrix if before is None else before
+            if len(matrix) != len(before):
+                raise RecipeError(
+                    f"node {node} has {len(matrix)} rows, another node has {len(before)}: all need one row per sample."
+                )
+        units[node] = _lifted(matrix) if logits else unit(matrix)
     kinds = {matrix.dtype for matrix in units.values()}
     return units if len(kinds) == 1 else {node: matrix.double() for node, matrix in units.items()}
 
 
 def unit(rows: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
     """Unit rows; half precision is lifted to float32 first, double stays double."""
-    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
+    return F.normalize(_lifted(rows), dim=1)
 
 
-def positive_pairs(groups: Tensor | None, like: Float[Tensor, "B D"]) -> Bool[Tensor, "B B"]:
-    """Which rows are positives of which: the diagonal, and rows that agree in any column of ``groups``.
+def _lifted(rows: Tensor) -> Tensor:
+    return rows if rows.dtype == torch.float64 else rows.float()
 
-    A negative key belongs to no group.
-    """
-    same = torch.eye(len(like), dtype=torch.bool, device=like.device)
-    if groups is None:
-        return same
+
+def as_keys(groups: Tensor, count: int) -> Int[Tensor, "b K"]:
+    """Group keys as a matrix, after checking that they are integers, one row of them per sample."""
     if groups.dtype.is_floating_point or groups.dtype == torch.bool or groups.ndim > 2:
         raise RecipeError(
             f"positives: expected integer keys of shape [B] or [B, K], rows that agree being positives of each other, "
             f"found {groups.dtype} {list(groups.shape)}."
         )
-    if len(groups) != len(like):
-        raise RecipeError(
-            f"positives has {len(groups)} rows, the embeddings have {len(like)}: expected one key per row."
-        )
-    keys = groups if groups.ndim == 2 else groups[:, None]
-    for column in keys.T:
-        same = same | ((column[:, None] == column[None, :]) & (column >= 0)[:, None])
+    if len(groups) != count:
+        raise RecipeError(f"positives has {len(groups)} rows, the embeddings have {count}: expected one key per row.")
+    return groups if groups.ndim == 2 else groups[:, None]
+
+
+def agreeing(keys: Int[Tensor, "b K"], others: Int[Tensor, "N K"]) -> Bool[Tensor, "b N"]:
+    """Which rows agree in any column; a negative key belongs to no group."""
+    same = torch.zeros(len(keys), len(others), dtype=torch.bool, device=keys.device)
+    for mine, theirs in zip(keys.T, others.T, strict=True):
+        same |= (mine[:, None] == theirs[None, :]) & (mine >= 0)[:, None]
     return same
