@@ -55,12 +55,12 @@ def write_chinese_clip(split: Path, uri: str) -> Path:
 def fail_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
     """Break the forward pass after that many (the preflight runs one before)."""
     calls = [0]
-    losses = Setup.losses
+    losses = Setup.all_losses
 
-    def failing(self: Setup, batch: Any) -> Any:
+    def failing(self: Setup, batches: Any, number: int) -> Any:
         calls[0] += 1
         if calls[0] == step + 1:
             raise RuntimeError("power cut")
-        return losses(self, batch)
+        return losses(self, batches, number)
 
-    patch.setattr(Setup, "losses", failing)
+    patch.setattr(Setup, "all_losses", failing)

@@ -12,12 +12,14 @@ __version__ = "0.1.0"
 
 #: Public name -> module that defines it.
 _HOMES = {
+    "EmbeddingStore": "clipdistill.teachers.store",
     "InteractionGraph": "clipdistill.algebra.graph",
     "Losses": "clipdistill.algebra.graph",
     "Recipe": "clipdistill.algebra.recipe",
     "Sample": "clipdistill.data.samples",
     "Tasks": "clipdistill.evaluation.evaluate",
     "distill": "clipdistill.training.stages",
+    "embed": "clipdistill.teachers.embed",
     "evaluate": "clipdistill.evaluation.evaluate",
     "load_run": "clipdistill.config",
     "make_run": "clipdistill.config",
@@ -25,6 +27,7 @@ _HOMES = {
     "write_report": "clipdistill.evidence.report",
 }
 __all__ = [
+    "EmbeddingStore",
     "InteractionGraph",
     "Losses",
     "Recipe",
@@ -32,6 +35,7 @@ __all__ = [
     "Tasks",
     "__version__",
     "distill",
+    "embed",
     "evaluate",
     "load_run",
     "make_run",
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
     from clipdistill.data.sources import pairs
     from clipdistill.evaluation.evaluate import Tasks, evaluate
     from clipdistill.evidence.report import write_report
+    from clipdistill.teachers.embed import embed
+    from clipdistill.teachers.store import EmbeddingStore
     from clipdistill.training.stages import distill
 
 

@@ -10,15 +10,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
+from clipdistill.data.views import Augmentation
 from clipdistill.errors import ConfigError, did_you_mean
 from clipdistill.models.presets import StudentSpec
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(%|steps?|epochs?|samples?)?")
+
+
+#: What a teacher is called that is the student's own running average.
+SELF = "self"
 
 
 @dataclass(frozen=True)
@@ -183,9 +188,32 @@ class PruneConfig(_Section):
     layers: bool = False
 
 
-class StageConfig(_Section):
-    """One stage of a run: its changes to the run's ``student``, ``train`` and ``prune``; see ``training.stages``."""
+class BankConfig(_Section):
+    """Stored teacher rows beside the batch's: ``@bank`` and ``@classes``; see ``teachers.bank``."""
 
+    draw: Literal["random", "queue", "mined"] = "mined"
+    size: int = Field(default=1024, gt=0)
+    neighbours: int = Field(default=16, gt=0)
+    per_class: int = Field(default=100, gt=0)
+
+
+class BatchesConfig(_Section):
+    """What makes up a batch: rows chosen from a larger one, groups of neighbours; see ``training.selection``."""
+
+    select: Literal["learnability", "hard"] | None = None
+    super_batch: int = Field(default=5, ge=2)
+    neighbours: int = Field(default=1, ge=1)
+    duplicates: float | None = Field(default=None, gt=0, le=1)
+
+
+class StageConfig(_Section):
+    """One stage of a run: its changes to the run's ``recipe``, ``student``, ``train``, ``prune``, ``bank`` and
+    ``batches``; see ``training.stages``.
+    """
+
+    recipe: Any = None
+    bank: dict[str, Any] = Field(default_factory=dict)
+    batches: dict[str, Any] = Field(default_factory=dict)
     student: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     prune: dict[str, Any] = Field(default_factory=dict)
@@ -196,9 +224,12 @@ class RunConfig(_Section):
 
     recipe: Any = "clip-kd"
     data: str
+    unpaired: list[str] = Field(default_factory=list)
     teachers: dict[str, str] = Field(default_factory=dict)
     student: StudentSpec = StudentSpec()
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig | Literal["whole", "stored"] | None = None
+    bank: BankConfig = BankConfig()
+    batches: BatchesConfig = BatchesConfig()
     prune: PruneConfig | None = None
     train: TrainConfig
     stages: list[StageConfig] = Field(default_factory=list)
@@ -211,6 +242,15 @@ class RunConfig(_Section):
         for letter in self.teachers:
             if not re.fullmatch(r"[A-RT-Z]", letter):
                 raise ValueError(f"a teacher is called by one capital letter other than S, found teachers.{letter}")
+        return self
+
+    @model_validator(mode="after")
+    def _self_teacher(self) -> RunConfig:
+        if SELF in self.teachers.values():
+            if self.train.ema is None:
+                raise ValueError("a teacher called self is the student's running average: add train.ema=0.999")
+            if self.prune is not None:
+                raise ValueError("a teacher called self cannot follow a student that is pruned: drop one of the two")
         return self
 
     @model_validator(mode="after")
@@ -250,6 +290,21 @@ def make_run(data: Mapping[str, Any], where: str = "the run") -> RunConfig:
         return RunConfig.model_validate(dict(data))
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_explain(item, data) for item in error.errors())) from error
+
+
+def augmentation(overrides: Sequence[str]) -> Augmentation:
+    """Read ``augment.crop=[0.5,1]`` and the like, as a run's configuration does; raises ConfigError."""
+    data: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(data, override)
+    if unknown := [key for key in data if key != "augment"]:
+        raise ConfigError(f"unknown key '{unknown[0]}': here only augment.KEY=VALUE can be set.")
+    try:
+        section = AugmentConfig.model_validate(data.get("augment", {}))
+    except ValidationError as error:
+        found = [{**item, "loc": ("augment", *item["loc"])} for item in error.errors()]
+        raise ConfigError("; ".join(_explain(item, data) for item in found)) from error
+    return Augmentation(**section.model_dump())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -317,9 +372,11 @@ def _known_keys(path: Sequence[str]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for part in path:
         field = model.model_fields.get(part)
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not sections:
             return []
-        model = field.annotation
+        model = sections[0]
     return list(model.model_fields)
 
 

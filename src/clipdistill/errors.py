@@ -6,7 +6,7 @@
     ├── ConfigError           a run file, an override, a command line, a missing package
     ├── RecipeError           a recipe: unknown node, verb, key or metric; a node nobody provides
     ├── DataError             a data URI, a metadata file, a picture
-    ├── StoreError            a store of embeddings
+    │   └── StoreError            a store of embeddings
     ├── ModelError            a model folder, a hub name, a tokenizer
     ├── TrainingError         a loss that is not finite, a checkpoint that does not fit
     │   └── InterruptedRunError   the user stopped a run; it can go on
@@ -39,7 +39,7 @@ class DataError(ClipdistillError):
     """A data source cannot be opened or read."""
 
 
-class StoreError(ClipdistillError):
+class StoreError(DataError):
     """A store of embeddings is incomplete, damaged or made for something else."""
 
 

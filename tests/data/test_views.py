@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipdistill.data.views import Augmentation, Transform, View, draw, pick
+from clipdistill.data.views import Augmentation, Drawn, Transform, View, draw, pick
 from clipdistill.errors import ModelError
 
 PLAIN = Transform((16, 16), rescale=1.0)
@@ -149,3 +149,11 @@ def test_a_transform_without_one_output_size_is_refused(fields: dict[str, object
 def test_the_normal_numbers_are_never_infinite() -> None:
     views = [draw(0, "b", n, Augmentation(colour=1.0), (5, 5)) for n in range(2000)]
     assert all(math.isfinite(view.gain) for view in views)
+
+
+def test_drawn_views_are_new_each_epoch_or_come_round_again() -> None:
+    augmentation, size = Augmentation(crop=(0.3, 1.0)), (100, 80)
+    always, thrice = Drawn(augmentation, 4), Drawn(augmentation, 4, 3)
+    for epoch in range(7):
+        assert always.view("a", epoch, size) == draw(4, "a", epoch, augmentation, size)
+        assert thrice.view("a", epoch, size) == draw(4, "a", epoch % 3, augmentation, size)

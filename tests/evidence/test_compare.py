@@ -30,8 +30,8 @@ from clipdistill.evidence.measure import Measured
 from clipdistill.evidence.outcome import Outcome, Trial
 from clipdistill.evidence.report.grid_page import grid_page, write_grid_report
 from clipdistill.models.huggingface import load
-from clipdistill.training.setup import Setup, prepare
-from tiny_runs import TINY, tiny_run
+from clipdistill.training.setup import prepare
+from tiny_runs import TINY, fail_at_step, tiny_run
 
 TRAIN = {"steps": 6, "batch_size": 16, "workers": 0, "log_every": 1, "checkpoint_every": 2, "precision": "float32"}
 STUDENT = {key: value for key, value in TINY.items() if key not in ("embed_dim", "vocab_size")}
@@ -205,16 +205,8 @@ def test_an_interrupted_run_goes_on(copy: Path, done: tuple[Outcome, Path], monk
     shutil.rmtree(broken)
     trained = str(next((copy / "teacher").iterdir()) / "student")
     work = jobs(grid(), copy, Known(), trained)
-    losses, calls = Setup.losses, [0]
-
-    def failing(self: Setup, batch: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 5:
-            raise RuntimeError("power cut")
-        return losses(self, batch)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Setup, "losses", failing)
+        fail_at_step(patch, 4)
         with pytest.raises(RuntimeError, match="power cut"):
             run_all(work)
     assert (broken / "config.yaml").is_file()

@@ -9,7 +9,7 @@ import torch
 
 from clipdistill.bench.versus import Verdict, versus
 from clipdistill.config import make_run
-from clipdistill.training.device import make_autocast
+from clipdistill.models.device import make_autocast
 from clipdistill.training.preflight import first_batch
 from clipdistill.training.setup import prepare
 

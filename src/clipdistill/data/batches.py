@@ -1,4 +1,4 @@
-"""From samples to batches: the order of an epoch, one draw per row, one decode for all models.
+"""From samples to batches: one draw per row, one decode for all models.
 
 Everything about a batch follows from (seed, step): workers and restarts change nothing.
 """
@@ -9,18 +9,20 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipdistill.data.images import content_hash, decode, fetch, full_size
-from clipdistill.data.samples import Sample, Source, caption_key, key64
-from clipdistill.data.views import Augmentation, Transform, draw, pick
+from clipdistill.data.samples import Picture, Sample, Source, caption_key, key64
+from clipdistill.data.views import Transform, View, Views, pick
 from clipdistill.errors import DataError
 
+Made = TypeVar("Made")
 Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
 
 
@@ -37,18 +39,20 @@ class Towers(Protocol):
 class Inlet:
     """What one model takes in: ``None`` where it has no such tower, or nobody asks for it.
 
-    ``texts`` are the text views it reads: ``""`` the real captions, ``"syn"`` synthetic ones.
+    ``texts`` are the text views it reads: ``""`` the real captions, ``"syn"`` synthetic ones. Without ``tokenize``
+    it needs to know the captions alone, as stored embeddings do.
     """
 
     transform: Transform | None
     tokenize: Tokenize | None
-    texts: tuple[str, ...] = ("",)
+    texts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: Towers, sides: str, texts: tuple[str, ...] = ("",)) -> Inlet:
         """The inlet of those ``sides`` (``"IT"``, ``"I"`` or ``"T"``) that are asked for and that the model has."""
         wanted = set(sides) & set(model.sides)
-        return cls(model.transform if "I" in wanted else None, model.tokenize if "T" in wanted else None, texts)
+        transform, tokenize = model.transform if "I" in wanted else None, model.tokenize if "T" in wanted else None
+        return cls(transform, tokenize, texts if "T" in wanted else ())
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class Batch:
     ``pixels`` maps a model letter to what its image tower takes, ``tokens`` the same for texts: ``"S"`` for the real
     captions, ``"S@syn"`` for synthetic ones. ``groups`` is ``int64 [B, 3]``: keys of the picture's bytes, of the
     caption, and of the sample's group; rows that share one are positives of each other, -1 is no key. ``skipped``
-    names the rows that could not be read, with the reason.
+    names the rows that could not be read, with the reason. ``captions`` are the captions drawn, by text view,
+    ``positions`` the rows' places in the source, ``labels`` their class numbers, ``int64 [B]``, where they were asked
+    for.
     """
 
     ids: list[str]
@@ -67,47 +73,48 @@ class Batch:
     tokens: dict[str, dict[str, Tensor]]
     groups: Tensor
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    positions: list[int] = field(default_factory=list)
+    labels: Tensor | None = None
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """The batch of some of its rows, in the order given."""
+        places = torch.as_tensor(rows, dtype=torch.int64)
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[places.to(tensor.device)]
+
+        return replace(
+            self,
+            ids=[self.ids[row] for row in rows],
+            pixels=_each(self.pixels, chosen),
+            tokens=_each(self.tokens, chosen),
+            groups=chosen(self.groups),
+            captions={view: [told[row] for row in rows] for view, told in self.captions.items()},
+            positions=[self.positions[row] for row in rows],
+            labels=None if self.labels is None else chosen(self.labels),
+        )
 
     def to(self, device: torch.device) -> Batch:
         """Move the tensors to ``device``; everything else is shared."""
         return replace(
             self,
-            pixels=_moved(self.pixels, device),
-            tokens=_moved(self.tokens, device),
+            pixels=_each(self.pixels, lambda tensor: tensor.to(device, non_blocking=True)),
+            tokens=_each(self.tokens, lambda tensor: tensor.to(device, non_blocking=True)),
             groups=self.groups.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
         )
 
 
-@dataclass(frozen=True)
-class Order:
-    """Which samples make up which batch: a new permutation each epoch, the incomplete last batch left out.
+class _Row(NamedTuple):
+    """One sample as read: its place, the captions drawn, its class number, keys and transformed looks."""
 
-    A position in the data is just a batch number, so a checkpoint needs nothing else.
-    """
-
-    samples: int
-    batch_size: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.samples < self.batch_size:
-            raise DataError(f"a batch of {self.batch_size} does not fit into {self.samples} samples. Lower batch_size.")
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Whole batches in one epoch."""
-        return self.samples // self.batch_size
-
-    def walk(self, start: int, stop: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield ``(epoch, sample positions)`` for the batches ``start`` to ``stop - 1``."""
-        current, permutation = -1, np.empty(0, np.int64)
-        for batch in range(start, stop):
-            epoch, place = divmod(batch, self.batches_per_epoch)
-            if epoch != current:
-                permutation = np.random.Generator(np.random.Philox([self.seed, epoch])).permutation(self.samples)
-                current = epoch
-            rows = permutation[place * self.batch_size : (place + 1) * self.batch_size]
-            yield epoch, rows.tolist()
+    position: int
+    sample: Sample
+    told: dict[str, str]
+    label: int
+    keys: tuple[int, int, int]
+    look: dict[Transform, dict[str, np.ndarray]]
 
 
 class Batches(Dataset[Batch]):
@@ -116,45 +123,63 @@ class Batches(Dataset[Batch]):
     Args:
         source: the samples.
         inlets: what each model takes, by letter.
-        augmentation: how views are drawn; None shows every picture whole, as in evaluation.
-        seed: of the draws, together with sample id and epoch.
+        views: what each epoch shows of a picture; None shows every picture whole, as in evaluation.
+        seed: of the choice of captions, together with sample id and epoch.
+        classes: the names of the labels; without any, labels are not read.
     """
 
     def __init__(
-        self, source: Source, inlets: Mapping[str, Inlet], augmentation: Augmentation | None, seed: int = 0
+        self,
+        source: Source,
+        inlets: Mapping[str, Inlet],
+        views: Views | None,
+        seed: int = 0,
+        classes: Sequence[str] = (),
     ) -> None:
-        self.source, self.inlets, self.augmentation, self.seed = source, dict(inlets), augmentation, seed
+        self.source, self.inlets, self.views, self.seed = source, dict(inlets), views, seed
+        self.numbers = {name: number for number, name in enumerate(classes)}
         self.sees = any(inlet.transform for inlet in inlets.values())
-        self.texts = sorted({view for inlet in inlets.values() if inlet.tokenize for view in inlet.texts})
+        self.texts = sorted({view for inlet in inlets.values() for view in inlet.texts})
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Batch:
         return self.assemble(*item)
 
     def assemble(self, epoch: int, rows: Sequence[int]) -> Batch:
         """Read, draw, transform and tokenise the samples at ``rows``; those that cannot be read are left out."""
-        kept: list[tuple[Sample, dict[str, str]]] = []
-        keys: list[tuple[int, int, int]] = []
-        looks: list[dict[Transform, dict[str, np.ndarray]]] = []
+        kept: list[_Row] = []
         skipped: list[tuple[str, str]] = []
-        for row in rows:
-            sample = self.source[row]
+        for position in rows:
+            sample = self.source[position]
             try:
-                told = {view: self._caption(sample, epoch, view) for view in self.texts}
-                key, look = self._look(sample, epoch)
-                looks.append(look)
-                keys.append((key, *_keys(sample, told)))
-                kept.append((sample, told))
+                kept.append(self._read(position, sample, epoch))
             except DataError as error:
                 skipped.append((sample.id, str(error)))
-        captions = {view: [told[view] for _, told in kept] for view in self.texts}
+        captions = {view: [row.told[view] for row in kept] for view in self.texts}
         return Batch(
-            ids=[sample.id for sample, _ in kept],
+            ids=[row.sample.id for row in kept],
             view=epoch,
-            pixels=self._pixels(looks) if kept else {},
+            pixels=self._pixels([row.look for row in kept]) if kept else {},
             tokens=self._tokens(captions) if kept else {},
-            groups=torch.tensor(keys, dtype=torch.int64),
+            groups=torch.tensor([row.keys for row in kept], dtype=torch.int64),
             skipped=skipped,
+            captions=captions,
+            positions=[row.position for row in kept],
+            labels=torch.tensor([row.label for row in kept], dtype=torch.int64) if self.numbers else None,
         )
+
+    def _read(self, position: int, sample: Sample, epoch: int) -> _Row:
+        told = {view: self._caption(sample, epoch, view) for view in self.texts}
+        label = self._label(sample)
+        key, look = self._look(sample, epoch)
+        return _Row(position, sample, told, label, (key, *_keys(sample, told)), look)
+
+    def _label(self, sample: Sample) -> int:
+        """The class number; -1 where nobody asks for it."""
+        if not self.numbers:
+            return -1
+        if sample.label is None or sample.label not in self.numbers:
+            raise DataError("it has no label" if sample.label is None else f"its label '{sample.label}' is no class")
+        return self.numbers[sample.label]
 
     def _caption(self, sample: Sample, epoch: int, view: str) -> str:
         captions = sample.captions_of(view)
@@ -167,13 +192,17 @@ class Batches(Dataset[Batch]):
         transforms = {inlet.transform for inlet in self.inlets.values() if inlet.transform}
         if not transforms:
             return -1, {}
-        picture = fetch(sample.image)
-        if self.augmentation is None:
-            image, view = decode(picture), None
-        else:
-            image = decode(picture, want=_twice(transforms))
-            view = draw(self.seed, sample.id, epoch, self.augmentation, full_size(image))
+        picture = fetch(sample.picture)
+        image, view = self._view(sample.id, picture, epoch, twice(transforms))
         return key64(content_hash(picture)), {transform: transform(image, view) for transform in transforms}
+
+    def _view(self, name: str, picture: Picture, epoch: int, want: tuple[int, int]) -> tuple[Image.Image, View | None]:
+        """Decode a picture for the view that is due: at full size where it is shown whole, as evaluation sees it."""
+        if self.views is None:
+            return decode(picture), None
+        image = decode(picture, want)
+        view = self.views.view(name, epoch, full_size(image))
+        return (decode(picture), None) if view is None else (image, view)
 
     def _pixels(self, looks: Sequence[dict[Transform, dict[str, np.ndarray]]]) -> dict[str, dict[str, Tensor]]:
         """Stack per model; models with equal transforms share the tensors."""
@@ -192,7 +221,7 @@ class Batches(Dataset[Batch]):
         }
 
 
-def load(batches: Batches, items: Iterable[tuple[int, list[int]]], workers: int) -> Iterator[Batch]:
+def load(batches: Dataset[Made], items: Iterable[tuple[int, list[int]]], workers: int) -> Iterator[Made]:
     """Yield the batches for ``items`` in order, assembled ahead of time by ``workers`` processes (0: in this one)."""
     if workers:
         # A tokenizer that threads cannot be forked; the workers are the parallelism.
@@ -216,11 +245,8 @@ def _keys(sample: Sample, told: Mapping[str, str]) -> tuple[int, int]:
     return key64(words) if "" in told else -1, key64(sample.group) if sample.group is not None else -1
 
 
-def _moved(inputs: dict[str, dict[str, Tensor]], device: torch.device) -> dict[str, dict[str, Tensor]]:
-    return {
-        letter: {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        for letter, tensors in inputs.items()
-    }
+def _each(inputs: dict[str, dict[str, Tensor]], change: Callable[[Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
+    return {letter: {name: change(value) for name, value in tensors.items()} for letter, tensors in inputs.items()}
 
 
 def _ignore_interrupt(worker: int) -> None:
@@ -234,7 +260,7 @@ def in_turn(count: int, batch_size: int) -> Iterator[tuple[int, list[int]]]:
         yield 0, list(range(start, min(start + batch_size, count)))
 
 
-def _twice(transforms: Iterable[Transform]) -> tuple[int, int]:
+def twice(transforms: Iterable[Transform]) -> tuple[int, int]:
     """The (width, height) a JPEG should at least be decoded at: twice what the largest model sees."""
     sizes = [transform.size for transform in transforms]
     return 2 * max(width for _, width in sizes), 2 * max(height for height, _ in sizes)

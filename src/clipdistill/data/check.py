@@ -9,7 +9,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from clipdistill.data.images import content_hash, decode, full_size
 from clipdistill.data.samples import HAN, Sample, Source, caption_key, is_chinese
@@ -45,7 +45,9 @@ class Spread:
 class Report:
     """What a check found.
 
-    ``unreadable`` maps ids to reasons. ``repeated_captions`` counts captions that an earlier one equals,
+    ``pictures`` and ``unlabelled`` count what has a picture, and name what has no label where others have one.
+    ``unreadable`` maps ids to reasons. ``without_caption`` names samples whose caption is missing: in a source
+    without captions none is. ``repeated_captions`` counts captions that an earlier one equals,
     ``repeated_most`` the most frequent of them. ``equal_pictures`` are groups of ids with the same bytes.
     ``words`` counts each Chinese character as one. ``chinese`` is the share of captions with Chinese
     characters. ``shared_pictures`` are (id here, id there) with the same bytes in the source compared with,
@@ -55,9 +57,11 @@ class Report:
     uri: str
     against: str | None = None
     samples: int = 0
+    pictures: int = 0
     captions: int = 0
     labels: int = 0
     labelled: int = 0
+    unlabelled: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     without_caption: list[str] = field(default_factory=list)
     with_empty_caption: list[str] = field(default_factory=list)
@@ -91,11 +95,12 @@ class Report:
 
 @dataclass(frozen=True)
 class _Look:
-    """What reading one sample showed; without a size it could not be read."""
+    """What one sample showed: ``captions`` is None in a source without them, ``reason`` says why a picture failed."""
 
     id: str
-    captions: list[str]
+    captions: list[str] | None
     label: str | None
+    seen: bool
     digest: str | None = None
     size: tuple[int, int] | None = None
     reason: str | None = None
@@ -110,7 +115,7 @@ def check(source: Source, against: Source | None = None, progress: Progress | No
     report = Report(source.uri, against.uri if against else None, len(source))
     looks = list(_looks(source, _read, _from(0, total, progress)))
     _fill_counts(report, looks)
-    _fill_captions(report, [caption for look in looks for caption in look.captions if caption.strip()])
+    _fill_captions(report, [caption for caption in _told(looks) if caption.strip()])
     _fill_pictures(report, looks)
     if against:
         others = _looks(against, _hash, _from(len(source), total, progress))
@@ -135,28 +140,41 @@ def _looks(source: Source, look: Callable[[Sample], _Look], done: Callable[[int]
 
 def _read(sample: Sample) -> _Look:
     """Decode the picture to the end, at an eighth of its size where the format allows that."""
+    look = _words(sample)
+    if sample.image is None:
+        return look
     try:
         size = full_size(decode(sample.image, want=(1, 1)))
     except DataError as error:
-        reason = str(error).removeprefix(f"{sample.image!s}: ")
-        return _Look(sample.id, sample.texts.get("", []), sample.label, reason=reason)
-    return _Look(sample.id, sample.texts.get("", []), sample.label, content_hash(sample.image), size)
+        return replace(look, reason=str(error).removeprefix(f"{sample.image!s}: "))
+    return replace(look, digest=content_hash(sample.image), size=size)
 
 
 def _hash(sample: Sample) -> _Look:
+    look = _words(sample)
     try:
-        return _Look(sample.id, sample.texts.get("", []), sample.label, content_hash(sample.image))
+        return replace(look, digest=content_hash(sample.picture))
     except (OSError, DataError):
-        return _Look(sample.id, sample.texts.get("", []), sample.label)
+        return look
+
+
+def _words(sample: Sample) -> _Look:
+    return _Look(sample.id, sample.texts.get(""), sample.label, sample.image is not None)
 
 
 def _fill_counts(report: Report, looks: list[_Look]) -> None:
-    report.captions = sum(len(look.captions) for look in looks)
+    report.pictures = sum(look.seen for look in looks)
+    report.captions = sum(1 for _ in _told(looks))
     report.labelled = sum(look.label is not None for look in looks)
+    report.unlabelled = [look.id for look in looks if look.label is None] if report.labelled else []
     report.labels = len({look.label for look in looks} - {None})
     report.unreadable = {look.id: look.reason for look in looks if look.reason is not None}
-    report.without_caption = [look.id for look in looks if not look.captions]
-    report.with_empty_caption = [look.id for look in looks if not all(c.strip() for c in look.captions)]
+    report.without_caption = [look.id for look in looks if look.captions == []]
+    report.with_empty_caption = [look.id for look in looks if not all(c.strip() for c in look.captions or ())]
+
+
+def _told(looks: Iterable[_Look]) -> Iterator[str]:
+    return (caption for look in looks for caption in look.captions or ())
 
 
 def _fill_captions(report: Report, captions: list[str]) -> None:
@@ -186,11 +204,11 @@ def _fill_shared(report: Report, looks: list[_Look], others: Iterable[_Look]) ->
     pictures: dict[str, str] = {}
     captions: set[str] = set()
     for other in others:
-        captions.update(map(caption_key, other.captions))
+        captions.update(map(caption_key, other.captions or ()))
         if other.digest:
             pictures.setdefault(other.digest, other.id)
     report.shared_pictures = [(x.id, pictures[x.digest]) for x in looks if x.digest in pictures]
-    here = dict.fromkeys(caption for look in looks for caption in look.captions)
+    here = dict.fromkeys(_told(looks))
     report.shared_captions = [caption for caption in here if caption.strip() and caption_key(caption) in captions]
 
 
@@ -198,11 +216,12 @@ def _errors(report: Report) -> list[_Finding]:
     unreadable = [f"{name}: {reason}" for name, reason in report.unreadable.items()]
     only_labels = report.captions == 0 and report.labelled == report.samples
     silent = [] if only_labels else report.without_caption
+    noun = "picture" if report.pictures == report.samples else "sample"
     shared = [f"{here} is {there} there" for here, there in report.shared_pictures]
     return [
         *_finding(len(unreadable), "picture", "cannot be read", unreadable),
-        *_finding(len(silent), "picture", "without a caption", silent),
-        *_finding(len(report.with_empty_caption), "picture", "with an empty caption", report.with_empty_caption),
+        *_finding(len(silent), noun, "without a caption", silent),
+        *_finding(len(report.with_empty_caption), noun, "with an empty caption", report.with_empty_caption),
         *_finding(len(shared), "picture", f"also in {report.against} (identical bytes)", shared),
     ]
 
@@ -213,7 +232,9 @@ def _warnings(report: Report) -> list[_Finding]:
     extra = sum(len(ids) - 1 for ids in report.equal_pictures)
     repeated = f"equal to an earlier one ({report.repeated_share:.1%})"
     shared = report.shared_captions
+    unlabelled = [] if report.captions or report.without_caption else report.unlabelled
     return [
+        *_finding(len(unlabelled), "picture", "without a caption or label", unlabelled),
         *_finding(report.repeated_captions, "caption", repeated, most),
         *_finding(extra, "picture", "identical to an earlier one", equal),
         *_finding(len(shared), "caption", f"also in {report.against}", shared),
@@ -236,7 +257,11 @@ def render(report: Report) -> str:
 
 def _figures(report: Report) -> Iterator[tuple[str, str]]:
     yield "samples", f"{report.samples:,}"
-    yield "captions", f"{report.captions:,} ({report.chinese:.1%} with Chinese characters)"
+    yield "pictures", f"{report.pictures:,}"
+    yield (
+        "captions",
+        f"{report.captions:,}" + f" ({report.chinese:.1%} with Chinese characters)" * (report.captions > 0),
+    )
     yield "labels", f"{report.labels:,} on {_count(report.labelled, 'sample')}"
     for name in ("width", "height", "smallest_side", "characters", "words"):
         spread: Spread | None = getattr(report, name)

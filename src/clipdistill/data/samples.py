@@ -51,18 +51,26 @@ Picture = Path | Base64Line | bytes | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its captions.
+    """One picture with its captions, a picture alone, or captions alone.
 
-    ``texts`` maps a text view to its captions: ``""`` holds the real ones, ``"syn"`` synthetic ones.
-    ``label`` is a class name for classification and image-to-image retrieval. Samples of the same ``group``
+    ``image`` is None where there are words alone. ``texts`` maps a text view to its captions: ``""`` holds the real
+    ones, ``"syn"`` synthetic ones. An empty list is a caption that is missing; no list at all is data without
+    captions. ``label`` is a class name for classification and image-to-image retrieval. Samples of the same ``group``
     show the same thing: each is a positive of the others, never a negative.
     """
 
     id: str
-    image: Picture
+    image: Picture | None
     texts: dict[str, list[str]] = field(default_factory=dict)
     label: str | None = None
     group: str | None = None
+
+    @property
+    def picture(self) -> Picture:
+        """The picture; raises :class:`DataError` for a sample of words alone."""
+        if self.image is None:
+            raise DataError("it has no picture")
+        return self.image
 
     @property
     def captions(self) -> list[str]:
@@ -94,6 +102,20 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+
+def gives(source: Source) -> str:
+    """Return the sides a source has, ``"IT"``, ``"I"`` or ``"T"``: what any of its first 100 samples has.
+
+    Pictures whose captions are missing here and there are ``"IT"``: see :class:`Sample`.
+    """
+    found: set[str] = set()
+    for index in range(min(len(source), 100)):
+        sample = source[index]
+        found |= {side for side, given in (("I", sample.image is not None), ("T", bool(sample.texts))) if given}
+        if len(found) == 2:
+            break
+    return "".join(sorted(found))
 
 
 def caption_key(caption: str) -> str:

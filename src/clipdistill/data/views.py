@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,28 @@ def draw(seed: int, sample_id: str, view: int, augmentation: Augmentation, size:
     flip = next(numbers) < augmentation.flip
     gain, bias = _draw_colour(augmentation.colour, numbers)
     return View(_draw_box(augmentation, size, numbers), flip, gain, bias)
+
+
+class Views(Protocol):
+    """Which view of a sample an epoch shows."""
+
+    def view(self, sample_id: str, epoch: int, size: tuple[int, int]) -> View | None:
+        """The view of a picture of ``size`` (width, height) pixels; None is the whole picture."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Views drawn by :func:`draw`: a new one each epoch or, with ``count``, the same that many over and over."""
+
+    augmentation: Augmentation
+    seed: int = 0
+    count: int | None = None
+
+    def view(self, sample_id: str, epoch: int, size: tuple[int, int]) -> View:
+        """Draw view number ``epoch``, modulo ``count`` if there is one."""
+        number = epoch if self.count is None else epoch % self.count
+        return draw(self.seed, sample_id, number, self.augmentation, size)
 
 
 def pick(seed: int, sample_id: str, view: int, n: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -18,7 +18,7 @@ from clipdistill.data.batches import Batches, Inlet, in_turn, load
 from clipdistill.data.samples import Sample, Source, is_chinese
 from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
-from clipdistill.evaluation import retrieval, zeroshot
+from clipdistill.evaluation import classify, retrieval, zeroshot
 from clipdistill.models.encoder import DualEncoder, Inputs
 from clipdistill.progress import console, progress
 
@@ -34,7 +34,8 @@ Rows = NDArray[np.float32]
 class Tasks:
     """What to measure, by data: any of the three may be missing.
 
-    ``retrieval`` needs captions, ``image_retrieval`` labels or groups with at least two pictures, ``zeroshot`` labels.
+    ``retrieval`` needs captions, ``image_retrieval`` labels or groups with at least two pictures, ``zeroshot`` labels:
+    a dual encoder is given their names in sentences, a classifier has a head for them.
     """
 
     retrieval: Source | None = None
@@ -73,12 +74,14 @@ class Tasks:
 class Gallery:
     """A source as one model sees it: the samples that could be read, and ``images [N, D]``.
 
-    ``contents`` are keys of the pictures' bytes: equal pictures are never each other's wrong answer.
+    ``contents`` are keys of the pictures' bytes: equal pictures are never each other's wrong answer. ``ranks [N]``
+    are those of each picture's own class under a classifier, see :func:`clipdistill.evaluation.classify.label_ranks`.
     """
 
     samples: list[Sample]
     images: Rows
     contents: list[int]
+    ranks: NDArray[np.intp] | None = None
 
     @property
     def told(self) -> list[tuple[int, str]]:
@@ -124,26 +127,56 @@ def evaluate(
 ) -> list[Evaluation]:
     """Evaluate every model on the same pictures and captions; see :class:`Evaluation`.
 
-    Pictures that cannot be read are named and left out.
+    Pictures that cannot be read are named and left out, and so are tasks that a model has no tower or head for.
 
     Raises:
-        DataError: there is nothing to measure, a source lacks the captions, labels or groups its task needs, or
-            more than ``max_broken`` of its pictures cannot be read.
+        DataError: there is nothing to measure, a source lacks the captions, labels or groups its task needs, its labels
+            are not a classifier's classes, or more than ``max_broken`` of its pictures cannot be read.
     """
     chosen = {name: source for name in ("retrieval", "image_retrieval", "zeroshot") if (source := getattr(tasks, name))}
     if not chosen:
         raise DataError("there is nothing to evaluate: the data have neither captions nor labels nor groups.")
+    able = _able(models, chosen)
     found = {name: _about(name, encoder) for name, encoder in models.items()}
-    galleries: dict[str, dict[str, Gallery]] = {}
-    for task, source in chosen.items():
-        if source.uri not in galleries:
-            galleries[source.uri] = _embed(models, source, workers, max_broken)
-        for name, gallery in galleries[source.uri].items():
-            found[name].galleries[task] = gallery
+    for source in {source.uri: source for source in chosen.values()}.values():
+        served = [task for task in chosen if chosen[task].uri == source.uri]
+        seeing = {name: encoder for name, encoder in models.items() if any(name in able[task] for task in served)}
+        sorting = [name for name in seeing if models[name].classes and "zeroshot" in served]
+        classes = {name: _class_numbers(models[name], source) for name in sorting}
+        for name, gallery in _embed(seeing, source, workers, max_broken, classes).items():
+            found[name].galleries |= {task: gallery for task in served if name in able[task]}
             found[name].skipped = max(found[name].skipped, len(source) - len(gallery.samples))
     for name, encoder in models.items():
         _measure(encoder, found[name])
     return list(found.values())
+
+
+def _able(models: Mapping[str, DualEncoder], tasks: Iterable[str]) -> dict[str, list[str]]:
+    """Return which models can do each task, and say which cannot; raise DataError if none can do any."""
+    able = {task: [name for name, encoder in models.items() if _can(encoder, task)] for task in tasks}
+    if not any(able.values()):
+        raise DataError(
+            f"there is nothing to evaluate: {', '.join(able)} cannot be measured without a text tower"
+            f"{' or a classifier head' if 'zeroshot' in able else ''}, and {', '.join(models)} "
+            f"{'has' if len(models) == 1 else 'have'} none. Name labelled data as image_retrieval instead."
+        )
+    for task, names in able.items():
+        for name in models:
+            if name not in names:
+                console.print(f"{name} has no text tower: {task} is left out for it", markup=False)
+    return able
+
+
+def _can(encoder: DualEncoder, task: str) -> bool:
+    needs = "I" if task == "image_retrieval" or (task == "zeroshot" and encoder.classes) else "IT"
+    return set(needs) <= set(encoder.sides)
+
+
+def _class_numbers(encoder: DualEncoder, source: Source) -> dict[str, int]:
+    """The class of every labelled sample, by id, under a classifier."""
+    samples = (source[index] for index in range(len(source)))
+    labels = {sample.id: sample.label for sample in samples if sample.label is not None}
+    return classify.class_numbers(labels, encoder.classes, source.uri, encoder.uri)
 
 
 @torch.no_grad()
@@ -156,26 +189,45 @@ def embed_texts(encoder: DualEncoder, texts: Sequence[str]) -> Rows:
 
 
 @torch.no_grad()
-def _embed(models: Mapping[str, DualEncoder], source: Source, workers: int, max_broken: int) -> dict[str, Gallery]:
-    """Embed every readable picture of a source under every model; each picture is decoded once."""
+def _embed(
+    models: Mapping[str, DualEncoder],
+    source: Source,
+    workers: int,
+    max_broken: int,
+    classes: Mapping[str, Mapping[str, int]],
+) -> dict[str, Gallery]:
+    """Embed every readable picture of a source under every model; each picture is decoded once.
+
+    ``classes`` are the classes of the samples, by id, for every classifier whose head is to be tried.
+    """
     inlets = {name: Inlet.of(encoder, "I") for name, encoder in models.items()}
     rows: dict[str, list[Rows]] = {name: [] for name in models}
+    ranks: dict[str, list[NDArray[np.intp]]] = {name: [] for name in classes}
     contents: dict[str, int] = {}
     skipped: list[tuple[str, str]] = []
     with progress(f"embedding {source.uri}", len(source), "pictures") as advance:
         for number, batch in enumerate(load(Batches(source, inlets, None), in_turn(len(source), BATCH), workers), 1):
             contents |= dict(zip(batch.ids, batch.groups[:, 0].tolist() if batch.ids else [], strict=True))
             skipped += batch.skipped
-            for name, encoder in models.items():
-                if batch.ids:
-                    rows[name].append(_move_and(encoder, encoder.images, batch.pixels[name]))
+            for name, encoder in models.items() if batch.ids else ():
+                if name in classes:
+                    images, logits = _classified(encoder, batch.pixels[name])
+                    ranks[name].append(classify.label_ranks(logits, [classes[name].get(id, -1) for id in batch.ids]))
+                else:
+                    images = _move_and(encoder, encoder.images, batch.pixels[name])
+                rows[name].append(images)
             advance(min(number * BATCH, len(source)), "")
     _tell_skipped(source, skipped, max_broken)
     samples = [sample for sample in (source[index] for index in range(len(source))) if sample.id in contents]
     if not samples:
         raise DataError(f"none of the {len(source)} pictures of {source.uri} can be read.")
     keys = [contents[sample.id] for sample in samples]
-    return {name: Gallery(samples, np.concatenate(rows[name]), keys) for name in models}
+    return {
+        name: Gallery(
+            samples, np.concatenate(rows[name]), keys, np.concatenate(ranks[name]) if name in classes else None
+        )
+        for name in models
+    }
 
 
 def _tell_skipped(source: Source, skipped: list[tuple[str, str]], max_broken: int) -> None:
@@ -192,8 +244,20 @@ def _tell_skipped(source: Source, skipped: list[tuple[str, str]], max_broken: in
 
 
 def _move_and(encoder: DualEncoder, tower: Callable[[Inputs], Tensor], inputs: Inputs) -> Rows:
+    return _as_rows(tower(_moved(encoder, inputs)))
+
+
+def _classified(encoder: DualEncoder, pixels: Inputs) -> tuple[Rows, Rows]:
+    images, logits = encoder.images_and_logits(_moved(encoder, pixels))
+    return _as_rows(images), _as_rows(logits)
+
+
+def _moved(encoder: DualEncoder, inputs: Inputs) -> Inputs:
     device = next(encoder.module.parameters()).device
-    rows = tower({name: value.to(device) for name, value in inputs.items()})
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
+def _as_rows(rows: Tensor) -> Rows:
     return np.asarray(rows.float().cpu().numpy(), np.float32)
 
 
@@ -205,7 +269,7 @@ def _measure(encoder: DualEncoder, found: Evaluation) -> None:
     if gallery := found.galleries.get("image_retrieval"):
         found.metrics |= _image_retrieval(gallery)
     if gallery := found.galleries.get("zeroshot"):
-        found.metrics |= _zeroshot(encoder, gallery)
+        found.metrics |= _zeroshot(encoder, gallery) if gallery.ranks is None else classify.accuracies(gallery.ranks)
     found.latency = _latency(encoder)
 
 

@@ -213,8 +213,10 @@ def _from_teacher(config: RunConfig, teachers: dict[str, str], known: Known) -> 
     uri, student = main_teacher(teachers), config.student
     if uri is None or student.pretrained or config.prune:
         return
-    if student.inherit and student.inherit_from is None:
+    if (student.inherit or student.keep) and student.inherit_from is None:
         yield "inherit_from", uri
+    if student.keep:  # tokenizer and width come with the tower
+        return
     if student.tokenizer == "auto" and known.model(uri).lends_tokenizer:
         yield "tokenizer", uri
     if student.embed_dim is None and student.config is None:
@@ -227,6 +229,8 @@ def _watched(config: RunConfig, evaluate: EvaluateConfig) -> RunConfig:
 
 
 def _lends(tokenizer: object) -> bool:
+    if tokenizer is None:
+        return False
     try:
         end_token_id(tokenizer)
     except ModelError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,10 @@ def _outcome(grid: Grid, work: Sequence[Job], judge: Judge, out: Path) -> Outcom
     for job in work:
         measured = judge.student(job)
         trials[job.cell][job.seed] = Trial(measured, training_seconds(job.folder), learning_curve(job.folder))
-    return Outcome(trials, grid.baseline, grid.metrics, judge.of_teacher(out))
+    outcome = Outcome(trials, grid.baseline, grid.metrics, judge.of_teacher(out))
+    known = [metric for metric in grid.metrics if metric in outcome.metrics]
+    # Labelled data give a classifier other metrics than a dual encoder.
+    return replace(outcome, headline=tuple(known or outcome.metrics[:1]))
 
 
 def _given_teacher(grid: Grid) -> str | None:

@@ -38,6 +38,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "image_retrieval": (*(f"image_to_image_R@{k}" for k in (1, 5, 10)), "image_to_image_mAP"),
     "zeroshot": ("zeroshot_acc1", "zeroshot_acc5", "zeroshot_mean_per_class_recall"),
 }
+#: What a classifier is measured by instead, on the labelled data of ``zeroshot``.
+CLASSIFIER_METRICS = ("classify_top1", "classify_top5")
 _HEADLINES = {"retrieval": "mean_recall", "image_retrieval": "image_to_image_R@1", "zeroshot": "zeroshot_acc1"}
 #: The name of the teacher among the models of a comparison.
 TEACHER = "teacher"
@@ -234,6 +236,7 @@ def _metrics(data: Any, evaluate: EvaluateConfig, where: str) -> tuple[str, ...]
         return tuple(_HEADLINES[task] for task in tasks)
     chosen = [data] if isinstance(data, str) else _list(data, f"{where}, metrics")
     known = [metric for task in tasks for metric in METRICS[task]]
+    known += CLASSIFIER_METRICS if "zeroshot" in tasks else ()
     for metric in chosen:
         if metric not in known:
             hint = did_you_mean(str(metric), known)

@@ -27,6 +27,7 @@ class Saveable(Protocol):
 
     uri: str
     width: int
+    classes: tuple[str, ...]
 
     @property
     def fingerprint(self) -> str: ...
@@ -98,6 +99,7 @@ def _record(encoder: Saveable, card: Mapping[str, Any]) -> dict[str, Any]:
         "schema": SCHEMA,
         "fingerprint": encoder.fingerprint,
         "width": encoder.width,
+        **({"classes": encoder.classes} if encoder.classes else {}),
         "inputs": encoder.input_rules(),
         "packages": versions(),
     }
@@ -131,8 +133,11 @@ def _header(record: Mapping[str, Any]) -> dict[str, Any]:
         "license": record.get("licence"),
         "language": record.get("languages"),
         "library_name": "transformers",
-        "pipeline_tag": "zero-shot-image-classification",
-        "tags": ["clip", "knowledge-distillation"] if record.get("teachers") else ["clip"],
+        "pipeline_tag": _pipeline(record),
+        "tags": [
+            *(["clip"] if _has_text(record) else []),
+            *(["knowledge-distillation"] if record.get("teachers") else []),
+        ],
     }
     if pretrained := record.get("pretrained"):
         # The hub infers a relation where none is given, and often a wrong one.
@@ -140,6 +145,17 @@ def _header(record: Mapping[str, Any]) -> dict[str, Any]:
     elif hub := [name for uri in _teachers(record).values() if (name := _hub_name(uri))]:
         header["base_model"] = hub
     return {key: value for key, value in header.items() if value is not None}
+
+
+def _has_text(record: Mapping[str, Any]) -> bool:
+    return "text" in record["inputs"]
+
+
+def _pipeline(record: Mapping[str, Any]) -> str:
+    """Return the task under which the hub lists the model."""
+    if _has_text(record):
+        return "zero-shot-image-classification"
+    return "image-classification" if record.get("classes") else "image-feature-extraction"
 
 
 def _teachers(record: Mapping[str, Any]) -> dict[str, str]:
@@ -151,12 +167,19 @@ def _hub_name(uri: str) -> str | None:
 
 
 def _what(record: Mapping[str, Any]) -> str:
-    lines = [f"# {record.get('name') or 'A dual encoder of images and texts'}", ""]
+    classes, width = record.get("classes") or (), record["width"]
+    kind = "CLIP" if _has_text(record) else "image classifier" if classes else "image encoder"
+    title = "A dual encoder of images and texts" if _has_text(record) else f"An {kind}"
     teachers = ", ".join(f"`{uri}`" for uri in _teachers(record).values())
-    lines.append(
-        f"A small CLIP distilled from {teachers} with clipdistill." if teachers else "A CLIP trained with clipdistill."
-    )
-    lines.append(f"Pictures and captions meet in {record['width']} dimensions; normalise before comparing.")
+    origin = f"distilled from {teachers}" if teachers else "trained"
+    article = "A" if _has_text(record) else "An"
+    lines = [f"# {record.get('name') or title}", ""]
+    lines.append(f"{f'A small {kind}' if teachers else f'{article} {kind}'} {origin} with clipdistill.")
+    if _has_text(record):
+        lines.append(f"Pictures and captions meet in {width} dimensions; normalise before comparing.")
+    else:
+        head = f"; its head tells {len(classes)} classes apart" if classes else ""
+        lines.append(f"A picture becomes a row of {width} numbers{head}.")
     return "\n".join(lines)
 
 
@@ -206,7 +229,19 @@ with torch.no_grad():
 ```"""
 
 
+_USAGE_OF_PICTURES = """## Use
+
+```python
+from transformers import pipeline
+
+model = pipeline("{task}", ".")  # this folder
+print(model("a.jpg"))
+```"""
+
+
 def _usage(record: Mapping[str, Any]) -> str:
+    if not _has_text(record):
+        return _USAGE_OF_PICTURES.replace("{task}", _pipeline(record))
     rules = record["inputs"]["text"]
     fixed = f'padding="max_length", max_length={rules["length"]}'
     return _USAGE.replace("{padding}", fixed if rules["padding"] == "max_length" else "padding=True")

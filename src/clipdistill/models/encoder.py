@@ -18,12 +18,16 @@ class DualEncoder(Protocol):
     """A pair of towers with one joint space.
 
     ``images`` and ``texts`` return rows as the model gives them, ``float [B, D]``, not normalised: the algebra
-    and the evaluation normalise. ``sides`` is ``"IT"``, ``"I"`` or ``"T"``.
+    and the evaluation normalise. ``sides`` is ``"IT"``, ``"I"`` or ``"T"``: a model of pictures alone is one without
+    a text tower and ``tokenizer``. ``classes`` names what a classifier's head tells apart, in the order of its
+    logits; empty for a model without a head.
     """
 
     uri: str
     width: int
     sides: str
+    classes: tuple[str, ...]
+    tokenizer: Any
     transform: Transform | None
 
     @property
@@ -55,8 +59,15 @@ class DualEncoder(Protocol):
         """Embed pictures: ``{"pixel_values": [B, 3, h, w]} -> [B, D]``."""
         ...
 
+    def images_and_logits(self, pixels: Inputs) -> tuple[Tensor, Tensor]:
+        """Embed and classify pictures in one pass: ``[B, D]`` and ``[B, K]``, one logit for each of ``classes``.
+
+        Raises :class:`ModelError` for a model without a head.
+        """
+        ...
+
     def texts(self, tokens: Inputs) -> Tensor:
-        """Embed captions: ``{"input_ids": [B, L], ...} -> [B, D]``."""
+        """Embed captions: ``{"input_ids": [B, L], ...} -> [B, D]``; raises :class:`ModelError` without a text tower."""
         ...
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:

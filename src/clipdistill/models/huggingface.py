@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from clipdistill.data.views import Transform
 from clipdistill.errors import ModelError, did_you_mean
 from clipdistill.models.bundle import save_bundle
-from clipdistill.models.encoder import Inputs
+from clipdistill.models.encoder import DualEncoder, Inputs
 from clipdistill.models.hub import model_folder
 from clipdistill.models.preprocessing import read_processor, transform_of
 from clipdistill.models.vocabulary import read_tokenizer
@@ -81,12 +81,13 @@ class HuggingFaceEncoder:
     """
 
     sides = "IT"
+    classes: tuple[str, ...] = ()
 
     def __init__(self, uri: str, module: Any, tokenizer: Any, processor: Any) -> None:
         self.uri = uri
         self._model = module
         self._family = FAMILIES[module.config.model_type]
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.processor = processor
         self.transform: Transform | None = transform_of(processor, uri)
         self.rules = _text_rules(module.config, self._family, tokenizer)
@@ -127,6 +128,10 @@ class HuggingFaceEncoder:
         """Embed pictures, batched as the transform gives them: ``{"pixel_values": [B, 3, h, w]} -> [B, D]``."""
         return _pooled(self._model.get_image_features(**{name: pixels[name] for name in self._family.pixels}))
 
+    def images_and_logits(self, pixels: Inputs) -> tuple[Tensor, Tensor]:
+        """Refuse: a dual encoder has no classifier head."""
+        raise ModelError(f"{self.uri} has no classifier head: it compares pictures with captions.")
+
     def texts(self, tokens: Inputs) -> Tensor:
         """Embed captions as :meth:`tokenize` gives them: ``{"input_ids": [B, L], ...} -> [B, D]``."""
         known = {name: tokens[name] for name in self._family.tokens if name in tokens}
@@ -147,13 +152,7 @@ class HuggingFaceEncoder:
 
         About one second for a gigabyte of weights.
         """
-        digest = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(self._model.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        digest.update(json.dumps(self.input_rules(), sort_keys=True).encode())
-        digest.update(_tokenizer_text(self.tokenizer).encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
+        return hash_model(self._model, json.dumps(self.input_rules(), sort_keys=True), _tokenizer_text(self.tokenizer))
 
     def input_rules(self) -> dict[str, Any]:
         """Return transform and text rules as plain values for JSON."""
@@ -165,7 +164,7 @@ class HuggingFaceEncoder:
         if self.tokenizer.is_fast:  # else the padding of the last batch would be written as if it were a rule
             self.tokenizer.backend_tokenizer.no_padding()
             self.tokenizer.backend_tokenizer.no_truncation()
-        with _quiet():
+        with quiet():
             self._model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
@@ -175,43 +174,52 @@ class HuggingFaceEncoder:
         save_bundle(self, folder, card or {})
 
 
-def load(uri: str, device: str = "cpu") -> HuggingFaceEncoder:
-    """Load a dual encoder, in evaluation mode and float32, from a folder or the hub; see :func:`hub.model_folder`.
+def load(uri: str, device: str = "cpu") -> DualEncoder:
+    """Load a model, in evaluation mode and float32, from a folder or the hub; see :func:`hub.model_folder`.
 
     Weights, tokenizer and image processor must all be there and fit: nothing is initialised at random and nothing
-    guessed. Raises :class:`ModelError`.
+    guessed. What is no dual encoder is opened as a model of pictures alone, see :mod:`clipdistill.models.vision`.
+    Raises :class:`ModelError`.
     """
     folder = model_folder(uri)
+    if model_type(folder) not in FAMILIES:
+        from clipdistill.models import vision  # it needs this module
+
+        return vision.load(uri, folder, device)
     family, config = read_config(folder)
     processor, tokenizer = read_processor(folder), read_tokenizer(folder)
     _check_vocabulary(tokenizer, config, folder)
-    module = _read_weights(family, config, folder, device)
+    module = read_weights(family.model, config, folder, device)
     return HuggingFaceEncoder(uri, module.to(device).eval(), tokenizer, processor)
 
 
 def read_config(folder: Path) -> tuple[Family, Any]:
     """Read a model folder's config.json; raises :class:`ModelError` unless it is of a known family."""
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        kind = values["model_type"]
-    except FileNotFoundError:
-        found = ", ".join(sorted(item.name for item in folder.iterdir())[:12]) or "nothing"
-        raise ModelError(f"{folder} is not a model folder: it has no config.json (found: {found}).") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is not a model's configuration with a model_type in it: {error!r}") from error
+    path, kind = folder / "config.json", model_type(folder)
     if kind not in FAMILIES:
         raise ModelError(f"{path}: model_type '{kind}' is not a known dual encoder.{did_you_mean(kind, FAMILIES)}")
     try:
-        with _quiet():
+        with quiet():
             return FAMILIES[kind], FAMILIES[kind].model.config_class.from_pretrained(folder)
     except Exception as error:  # a value of the wrong type: the library's own validation classes
         raise ModelError(f"{path} is not a valid {kind} configuration: {error}") from error
 
 
+def model_type(folder: Path) -> str:
+    """Return the ``model_type`` in a folder's config.json; raises :class:`ModelError` if there is none."""
+    path = folder / "config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
+    except FileNotFoundError:
+        found = ", ".join(sorted(item.name for item in folder.iterdir())[:12]) or "nothing"
+        raise ModelError(f"{folder} is not a model folder: it has no config.json (found: {found}).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is not a model's configuration with a model_type in it: {error!r}") from error
+
+
 def attention_for(config: Any, device: str) -> str | None:
     """Choose the attention code: ``eager`` for few image tokens on a CPU, else the library's default."""
-    tokens = _image_tokens(config.vision_config)
+    tokens = _image_tokens(getattr(config, "vision_config", config))
     return "eager" if device == "cpu" and tokens is not None and tokens <= EAGER_TOKENS else None
 
 
@@ -223,11 +231,15 @@ def _image_tokens(vision: Any) -> int | None:
     return (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else None
 
 
-def _read_weights(family: Family, config: Any, folder: Path, device: str) -> Any:
+def read_weights(model: Any, config: Any, folder: Path, device: str, **arguments: Any) -> Any:
+    """Read a folder's weights into a class of transformers; ``arguments`` go to its constructor.
+
+    Raises :class:`ModelError` unless they fill it.
+    """
     pickled = _is_pickled(folder)
     try:
-        with _quiet():
-            module, info = family.model.from_pretrained(
+        with quiet():
+            module, info = model.from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
@@ -236,12 +248,13 @@ def _read_weights(family: Family, config: Any, folder: Path, device: str) -> Any
                 weights_only=True,
                 local_files_only=True,
                 output_loading_info=True,
+                **arguments,
             )
     except Exception as error:  # truncated files, wrong shapes, missing shards: each library has its own classes
         raise ModelError(f"the weights in {folder} cannot be loaded: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
-            f"the weights in {folder} do not fill a {family.model.__name__}: {len(missing)} tensors are missing, "
+            f"the weights in {folder} do not fill a {type(module).__name__}: {len(missing)} tensors are missing, "
             f"among them {', '.join(missing[:3])}. Expected the checkpoint that belongs to its config.json."
         )
     return module
@@ -260,8 +273,19 @@ def _is_pickled(folder: Path) -> bool:
     )
 
 
+def hash_model(module: nn.Module, *rules: str) -> str:
+    """Return a hash of a module's weights and buffers and of what is said about its inputs, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for text in rules:
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the library's bars and reports while weights move: what matters in them becomes an error here."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -14,6 +14,8 @@ from clipdistill.data.views import Transform
 from clipdistill.errors import ModelError
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
+#: From so many pixels on ConvNeXt's image processor crops nothing.
+_SMALLEST_WHOLE = 384
 
 
 def read_processor(folder: Path) -> Any:
@@ -62,7 +64,7 @@ def _read(processor: Any) -> Transform:
     normalise = processor.do_normalize
     return Transform(
         resize=_resize(processor),
-        crop=_pair(processor.crop_size) if processor.do_center_crop else None,
+        crop=_crop(processor),
         resample=int(processor.resample),
         rescale=float(processor.rescale_factor) if processor.do_rescale else None,
         mean=_channels(processor.image_mean) if normalise else None,
@@ -78,12 +80,26 @@ def _resize(processor: Any) -> int | tuple[int, int] | None:
         return None
     given = set(dict(size))
     if given == {"shortest_edge"}:
-        return int(size["shortest_edge"])
+        edge = int(size["shortest_edge"])
+        share = getattr(processor, "crop_pct", None)
+        if share is None:
+            return edge
+        # ConvNeXt and ResNet: small pictures are the centre of a larger one, others the whole one made square.
+        return int(edge / share) if edge < _SMALLEST_WHOLE else (edge, edge)
     if given == {"height", "width"}:
         return _pair(size)
     raise ModelError(
         f"its image processor resizes by {', '.join(sorted(given))}; expected shortest_edge, or height and width"
     )
+
+
+def _crop(processor: Any) -> tuple[int, int] | None:
+    if processor.do_center_crop:
+        return _pair(processor.crop_size)
+    if getattr(processor, "crop_pct", None) and processor.do_resize:
+        edge = int(processor.size["shortest_edge"])
+        return (edge, edge) if edge < _SMALLEST_WHOLE else None
+    return None
 
 
 def _pair(size: Any) -> tuple[int, int]:

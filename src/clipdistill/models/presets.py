@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,24 +13,33 @@ from clipdistill.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True)
 class Preset:
-    """The shape of a student: sizes in pixels and numbers, ``width``/``layers``/``heads`` of the image tower."""
+    """The shape of a student: sizes in pixels and numbers, ``width``/``layers``/``heads`` of the image tower.
+
+    Without the rest it is a ViT of that width with a classifier head, and no text tower.
+    """
 
     image_size: int
     patch_size: int
     width: int
     layers: int
     heads: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    embed_dim: int
+    text_width: int = 0
+    text_layers: int = 0
+    text_heads: int = 0
+    embed_dim: int = 0
     context_length: int = 77
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower; else there is a classifier head."""
+        return self.text_layers > 0
 
 
 DEFAULT_PRESET = "vit-tiny-16"
 
 #: vit-tiny-16 is CLIP-KD's ViT-T/16 (arXiv 2307.12732, section 4.1); vit-small and vit-base are open_clip's ViT-S
-#: and ViT-B; tinyclip-8m-16 is TinyCLIP-ViT-8M-16-Text-3M; the scenes pair is the benchmark's.
+#: and ViT-B; tinyclip-8m-16 is TinyCLIP-ViT-8M-16-Text-3M; vit-tiny-cifar is CLIP-Embed-KD's classifier (arXiv
+#: 2404.06170); those named scenes are the benchmark's.
 PRESETS: dict[str, Preset] = {
     "vit-tiny-16": Preset(224, 16, 192, 12, 3, 384, 12, 6, 512),
     "vit-small-16": Preset(224, 16, 384, 12, 6, 384, 12, 6, 384),
@@ -39,6 +49,17 @@ PRESETS: dict[str, Preset] = {
     "tinyclip-8m-16": Preset(224, 16, 256, 10, 4, 256, 3, 4, 512),
     "scenes-teacher": Preset(48, 8, 128, 4, 4, 128, 4, 4, 128, 32),
     "scenes-student": Preset(48, 12, 48, 2, 2, 48, 2, 2, 128, 32),
+    "vit-tiny-cifar": Preset(32, 4, 256, 6, 8),
+    "scenes-vit": Preset(48, 12, 48, 2, 2),
+}
+
+#: Sizes that a preset without a text tower has no use for: its rows are as wide as its tower.
+TEXT_SIZES = ("text_width", "text_layers", "text_heads", "embed_dim", "context_length")
+
+#: Sizes that come with a kept tower.
+KEPT_SIZES = {
+    "image": ("image_size", "patch_size", "width", "layers", "heads", "embed_dim"),
+    "text": TEXT_SIZES,
 }
 
 Positive = Field(default=None, gt=0)
@@ -52,7 +73,9 @@ class StudentSpec(BaseModel):
     trained), ``train`` (on the captions, ``vocab_size`` entries) or a folder or hub name. Sizes left out are the
     preset's: a changed ``width`` takes ``text_width`` along and sets the heads to about one in 64 channels.
     ``inherit`` starts from chosen layers and first channels of the first teacher, or of ``inherit_from``; see
-    :func:`clipdistill.models.inherit.inherit`. ``freeze`` leaves one tower as it is.
+    :func:`clipdistill.models.inherit.inherit`. ``keep`` takes one tower whole from that model, and the preset's other
+    tower beside it. ``freeze`` leaves one tower as it is. ``matryoshka`` names
+    widths to which its rows can be cut (arXiv 2205.13147).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,7 +97,9 @@ class StudentSpec(BaseModel):
     vocab_size: int = 8192
     inherit: Literal["tinyclip", "even"] | None = None
     inherit_from: str | None = None
+    keep: Literal["image", "text"] | None = None
     freeze: Literal["image", "text"] | None = None
+    matryoshka: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> StudentSpec:
@@ -87,18 +112,55 @@ class StudentSpec(BaseModel):
                     f"student.{given[0]} fixes the architecture, but {', '.join(self._changes())} "
                     "would change it. Drop these keys, or use student.preset."
                 )
-        else:
-            self.shape()
+        elif not self.shape().has_text:
+            self._check_pictures_alone()
         self._check_origin()
         return self
+
+    @property
+    def has_text(self) -> bool | None:
+        """Whether the student has a text tower; None where only the model that is named can tell."""
+        return None if self.config or self.pretrained else self.shape().has_text
+
+    def _check_pictures_alone(self) -> None:
+        unfit = [name for name in ("inherit", "keep", "freeze") if getattr(self, name)]
+        if self.tokenizer != "auto":
+            unfit.append("tokenizer")
+        if unfit:
+            raise ConfigError(
+                f"student.preset {self.preset} has one tower, of pictures, and a classifier head: student."
+                f"{' and student.'.join(unfit)} {'is' if len(unfit) == 1 else 'are'} for models with a text tower."
+            )
 
     def _check_origin(self) -> None:
         if self.pretrained and self.tokenizer != "auto":
             raise ConfigError("student.pretrained brings its own tokenizer: drop student.tokenizer.")
         if self.inherit and self.pretrained:
             raise ConfigError("student.inherit and student.pretrained are given; weights can come from only one.")
-        if self.inherit_from and not self.inherit:
-            raise ConfigError("student.inherit_from is given without student.inherit: add student.inherit=tinyclip.")
+        if self.inherit_from and not (self.inherit or self.keep):
+            raise ConfigError(
+                "student.inherit_from is given without student.inherit or student.keep: add student.inherit=tinyclip, "
+                "for instance."
+            )
+        if self.keep:
+            self._check_kept(self.keep)
+
+    def _check_kept(self, side: Literal["image", "text"]) -> None:
+        others = [name for name in ("config", "pretrained", "inherit") if getattr(self, name)]
+        if others:
+            raise ConfigError(
+                f"student.keep and student.{others[0]} are given; student.keep puts a preset's tower beside one of "
+                "another model. Drop one of them."
+            )
+        fixed = [name for name in self._changes() if name in KEPT_SIZES[side]]
+        if side == "text":
+            plain = StudentSpec.model_fields
+            fixed += [name for name in ("tokenizer", "vocab_size") if getattr(self, name) != plain[name].default]
+        if fixed:
+            raise ConfigError(
+                f"student.keep={side} takes that tower and the joint width as they are, but student."
+                f"{', student.'.join(fixed)} would change them. Drop these keys."
+            )
 
     def _changes(self) -> dict[str, int]:
         return {name: value for name in Preset.__dataclass_fields__ if (value := getattr(self, name)) is not None}
@@ -112,16 +174,29 @@ class StudentSpec(BaseModel):
         if name not in PRESETS:
             raise ConfigError(f"student.preset '{name}' is unknown.{did_you_mean(name, PRESETS)}")
         base, changes = PRESETS[name], self._changes()
+        if not base.has_text:
+            _refuse_text_sizes(name, changes)
+            embed_dim = None
         if self.width:
-            changes = {"text_width": _scaled(base.text_width, self.width / base.width)} | changes
             changes = {"heads": _heads(self.width)} | changes
+        if self.width and base.has_text:
+            changes = {"text_width": _scaled(base.text_width, self.width / base.width)} | changes
         if "text_width" in changes:
             changes = {"text_heads": _heads(changes["text_width"])} | changes
         shape = replace(base, **({"embed_dim": embed_dim} if embed_dim else {}) | changes)
         _check_division("student.image_size", shape.image_size, "student.patch_size", shape.patch_size)
         _check_division("student.width", shape.width, "student.heads", shape.heads)
-        _check_division("student.text_width", shape.text_width, "student.text_heads", shape.text_heads)
+        if base.has_text:
+            _check_division("student.text_width", shape.text_width, "student.text_heads", shape.text_heads)
         return shape
+
+
+def _refuse_text_sizes(name: str, changes: Iterable[str]) -> None:
+    if unfit := [f"student.{size}" for size in changes if size in TEXT_SIZES]:
+        raise ConfigError(
+            f"{', '.join(unfit)}: student.preset {name} has no text tower to change; its rows are as wide as "
+            "student.width. Drop these keys, or choose another preset."
+        )
 
 
 def _scaled(width: int, ratio: float) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from clipdistill.errors import ModelError
+from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.huggingface import HuggingFaceEncoder
 from clipdistill.models.inherit import Cut, Sizes, axes_of, cut_tensors, joined
 
@@ -127,13 +128,14 @@ def weights_in(sizes: Sizes) -> int:
     return sizes.layers * (attention + 2 * sizes.hidden * sizes.mlp + sizes.hidden + sizes.mlp)
 
 
-def check_prunable(encoder: HuggingFaceEncoder) -> None:
-    """Raise :class:`ModelError` for models that the hooks do not know."""
+def check_prunable(encoder: DualEncoder) -> HuggingFaceEncoder:
+    """Return the model as what it is; raises :class:`ModelError` for models that the hooks do not know."""
     kind = str(encoder.module.config.model_type)  # type: ignore[union-attr]
-    if kind != "clip":
+    if kind != "clip" or not isinstance(encoder, HuggingFaceEncoder):
         raise ModelError(
             f"{encoder.uri} is of kind {kind}; prune works on clip. Use student.inherit for the other families."
         )
+    return encoder
 
 
 def attach(encoder: HuggingFaceEncoder, towers: Mapping[str, TowerMasks]) -> list[RemovableHandle]:

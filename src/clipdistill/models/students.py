@@ -1,11 +1,11 @@
-"""Students: small CLIP models by name, any architecture of a Hugging Face config, or a pretrained model."""
+"""Students: small CLIP models or classifiers by name, any dual encoder's configuration, or a pretrained model."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 
 from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, ModelError
+from clipdistill.models import vision
+from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.hub import model_folder
 from clipdistill.models.huggingface import (
     FAMILIES,
@@ -25,6 +27,7 @@ from clipdistill.models.huggingface import (
     read_config,
 )
 from clipdistill.models.inherit import inherit
+from clipdistill.models.keep import Side, config_beside, copy_tower
 from clipdistill.models.preprocessing import clip_processor
 from clipdistill.models.presets import DEFAULT_PRESET, Preset, StudentSpec
 from clipdistill.models.vocabulary import end_token_id, fit_to_tower, read_tokenizer, train_tokenizer
@@ -33,12 +36,15 @@ log = logging.getLogger(__name__)
 
 
 def choose_tokenizer(spec: StudentSpec, teacher: Any | None, captions: Iterable[str]) -> Any | None:
-    """Return the student's tokenizer by the rule of ``spec.tokenizer``; None for a pretrained student, which has one.
+    """Return the student's tokenizer by the rule of ``spec.tokenizer``; None for one that brings its own or needs none.
 
-    ``teacher`` is the teacher's tokenizer if there is one. ``captions`` are read only if a tokenizer is trained.
+    That is a pretrained student, and a preset without a text tower. ``teacher`` is the teacher's tokenizer if there is
+    one; a kept text tower brings it along. ``captions`` are read only if a tokenizer is trained.
     """
-    if spec.pretrained:
+    if spec.pretrained or spec.has_text is False:
         return None
+    if spec.keep == "text":
+        return teacher
     if spec.tokenizer == "auto" and teacher is not None:
         try:
             end_token_id(teacher)
@@ -64,24 +70,55 @@ def build(
     embed_dim: int | None = None,
     seed: int = 0,
     teacher_transform: Transform | None = None,
-    donor: HuggingFaceEncoder | None = None,
-) -> HuggingFaceEncoder:
+    donor: DualEncoder | None = None,
+    classes: Sequence[str] = (),
+) -> DualEncoder:
     """Build a student on the CPU; the same spec, tokenizer and seed give the same weights.
 
     ``embed_dim`` is the teacher's joint width, taken where the spec names none. A new student prepares pictures as
     CLIP does, at its own size, with the teacher's mean and deviation if a ``teacher_transform`` is given. A student
     that inherits is of the ``donor``'s family, with the spec's sizes and the donor's other settings (activation,
-    ratio of the MLP to the width). The global random state stays as it was. Raises :class:`ConfigError` and
-    :class:`ModelError`.
+    ratio of the MLP to the width). One that keeps a tower of the donor has its joint width, whatever ``embed_dim``
+    says, and the tokenizer or image processor of that tower. A preset without a text tower becomes a classifier of
+    ``classes``, the names of the data's labels. The global random state stays as it was.
+    Raises :class:`ConfigError` and :class:`ModelError`.
     """
+    if spec.pretrained:
+        return load(spec.pretrained)
+    if spec.has_text is False:
+        return vision.build(_name(spec), spec.shape(), classes, seed, teacher_transform)
+    if spec.keep:
+        return _build_around(_two_towers(donor, "keep"), spec.keep, spec, tokenizer, seed, teacher_transform)
     if spec.inherit is None:
         return _build(spec, tokenizer, embed_dim, seed, teacher_transform, None)
+    origin = _two_towers(donor, "inherit")
+    student = _build(spec, tokenizer, embed_dim, seed, teacher_transform, origin)
+    log.info("%s", inherit(student, origin, spec.inherit))
+    return student
+
+
+def _two_towers(donor: DualEncoder | None, key: str) -> HuggingFaceEncoder:
+    """Check the model that ``student.inherit`` or ``student.keep`` takes weights from."""
     if donor is None:
-        raise ConfigError(
-            "student.inherit needs a model to inherit from: add a teacher, or student.inherit_from=MODEL."
-        )
-    student = _build(spec, tokenizer, embed_dim, seed, teacher_transform, donor)
-    log.info("%s", inherit(student, donor, spec.inherit))
+        raise ConfigError(f"student.{key} needs a model to inherit from: add a teacher, or student.inherit_from=MODEL.")
+    if not isinstance(donor, HuggingFaceEncoder):
+        raise ConfigError(f"student.{key}: {donor.uri} is no dual encoder of two towers. Name one as inherit_from.")
+    return donor
+
+
+def _build_around(
+    donor: HuggingFaceEncoder, kept: Side, spec: StudentSpec, tokenizer: Any | None, seed: int, like: Transform | None
+) -> HuggingFaceEncoder:
+    """Build a student around one tower of the donor, which stays what it is to the bit."""
+    config = config_beside(donor, kept, spec.shape(donor.width))
+    family = FAMILIES[config.model_type]
+    if kept == "text":
+        tokenizer, processor = copy.deepcopy(donor.tokenizer), _processor_like(donor, config, like)
+    else:
+        tokenizer, processor = _fit_text(_name(spec), config, tokenizer), copy.deepcopy(donor.processor)
+    student = HuggingFaceEncoder(_name(spec), _random_module(family, config, seed), tokenizer, processor)
+    copy_tower(student, donor, kept)
+    log.info("kept the %s tower of %s", kept, donor.uri)
     return student
 
 
@@ -93,10 +130,6 @@ def _build(
     teacher_transform: Transform | None,
     donor: HuggingFaceEncoder | None,
 ) -> HuggingFaceEncoder:
-    if spec.pretrained:
-        return load(spec.pretrained)
-    if tokenizer is None:
-        raise ConfigError("a student with random weights needs a tokenizer: see students.choose_tokenizer.")
     if spec.config:
         family, config = read_config(_config_folder(spec.config))
         processor = _processor_for(config, teacher_transform)
@@ -108,7 +141,8 @@ def _build(
         shape = spec.shape(embed_dim)
         family, config = FAMILIES["clip"], clip_config(shape)
         processor = clip_processor(shape.image_size, teacher_transform)
-    return _with_random_weights(_name(spec), family, config, tokenizer, processor, seed)
+    tokenizer = _fit_text(_name(spec), config, tokenizer)
+    return HuggingFaceEncoder(_name(spec), _random_module(family, config, seed), tokenizer, processor)
 
 
 def _name(spec: StudentSpec) -> str:
@@ -166,10 +200,11 @@ def _resize(tower: Any, width: int, layers: int, heads: int) -> None:
     tower.hidden_size, tower.num_hidden_layers, tower.num_attention_heads = width, layers, heads
 
 
-def _with_random_weights(
-    name: str, family: Family, config: Any, tokenizer: Any, processor: Any, seed: int
-) -> HuggingFaceEncoder:
-    text = config.text_config
+def _fit_text(name: str, config: Any, tokenizer: Any | None) -> Any:
+    """Return a copy of a tokenizer for a new text tower, and write its vocabulary into the tower's configuration."""
+    if tokenizer is None:
+        raise ConfigError("a student with random weights needs a tokenizer: see students.choose_tokenizer.")
+    text, family = config.text_config, FAMILIES[config.model_type]
     if config.model_type == "siglip2" and type(tokenizer).__name__ != "Siglip2Tokenizer":
         raise ModelError(
             f"{name}: transformers opens every siglip2 folder with Siglip2Tokenizer, so a {type(tokenizer).__name__} "
@@ -179,6 +214,11 @@ def _with_random_weights(
     text.vocab_size = len(tokenizer)
     text.eos_token_id, text.pad_token_id = end_token_id(tokenizer), tokenizer.pad_token_id
     text.bos_token_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    return tokenizer
+
+
+def _random_module(family: Family, config: Any, seed: int) -> Any:
+    """Make a model with random weights, in evaluation mode."""
     config._attn_implementation = attention_for(config, "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
@@ -186,12 +226,13 @@ def _with_random_weights(
     if family.sticky_end:  # the sigmoid loss starts at scale 10 and bias -10 (SigLIP, arXiv 2303.15343, section 3.2)
         module.logit_scale.data.fill_(math.log(10))
         module.logit_bias.data.fill_(-10)
-    return HuggingFaceEncoder(name, module.eval(), tokenizer, processor)
+    return module.eval()
 
 
 def _processor_like(donor: HuggingFaceEncoder, config: Any, like: Transform | None) -> Any:
     """Return the donor's own image processor where the student sees pictures of the same size."""
-    same = config.vision_config.image_size == donor.module.config.vision_config.image_size  # type: ignore[union-attr]
+    theirs = getattr(donor.module.config.vision_config, "image_size", None)  # type: ignore[union-attr]
+    same = config.vision_config.image_size == theirs
     return copy.deepcopy(donor.processor) if same else _processor_for(config, like)
 
 

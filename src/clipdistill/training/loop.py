@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from clipdistill.algebra.graph import Losses
-from clipdistill.algebra.recipe import MAX_SCALE
+from clipdistill.algebra.term import MAX_SCALE
 from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch, load
 from clipdistill.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
+from clipdistill.models.device import choose_device, choose_precision
 from clipdistill.progress import console, progress
 from clipdistill.training import checkpoint, run_folder
-from clipdistill.training.device import choose_device, choose_precision
 from clipdistill.training.preflight import count, preflight, raise_unless_finite
 from clipdistill.training.pruning import Pruning
 from clipdistill.training.run_folder import Log
@@ -69,7 +69,7 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
     precision = choose_precision(choose_device(config.train.device), config.train.precision)
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     setup, tasks = prepare(config), Tasks.open(**config.evaluate.uris())
-    folder = Path(config.out)
+    config, folder = setup.config, Path(config.out)
     marks = {teacher.letter: teacher.fingerprint for teacher in setup.teachers}
     if resume:
         run_folder.check_inputs(folder, setup.source.fingerprint, marks)
@@ -88,17 +88,20 @@ def _start(setup: Setup, folder: Path) -> State:
     """Begin at step zero, or restore the newest whole checkpoint; cut the logs to match."""
     torch.manual_seed(setup.config.seed)
     with_ema = setup.config.train.ema is not None
-    state = State(ema=_copy(setup.student.module) if with_ema else None)
+    state = State(ema=_average_of(setup) if with_ema else None)
     path = checkpoint.newest(folder / "checkpoints")
     if path is not None:
         parts = ["student", "graph", *(["ema"] if with_ema else []), *(["pruning"] if setup.pruning else [])]
         state.step, tensors, optimisers = checkpoint.load(path, parts, setup.device)
         if setup.pruning is not None and setup.pruning.restore(tensors["pruning"], optimisers["pruning"]):
             setup.fold()
+            state.ema = _average_of(setup) if with_ema else None
         setup.student.module.load_state_dict(tensors["student"])
         setup.graph.load_state_dict(tensors["graph"])
         setup.optimiser.load_state_dict(optimisers["student"])
-        state.ema = tensors.get("ema")
+        if state.ema is not None:
+            for name, value in tensors["ema"].items():
+                state.ema[name].copy_(value)
         console.print(f"resuming after step {state.step} from {path}", markup=False)
     for name in (run_folder.LOG, run_folder.SKIPPED):
         Log(folder / name).cut(state.step)
@@ -111,12 +114,12 @@ def _train(setup: Setup, folder: Path, state: State, tasks: Tasks, stop: list[bo
     log, log_every = Log(folder / run_folder.LOG), max(1, train.log_every.steps(plan))
     save_every = max(1, train.checkpoint_every.steps(plan))
     every = config_every.steps(plan) if (config_every := setup.config.evaluate.every) else 0
-    stream = _stream(setup, state.step)
+    streams = _streams(setup, state.step)
     spent, first = 0.0, state.step  # seconds in steps alone: evaluations and checkpoints are not training
     with progress("training", plan.steps, "steps", done=state.step) as advance:
         while state.step < plan.steps:
             started = time.monotonic()
-            losses, norm = _step(setup, state, stream, folder)
+            losses, norm = _step(setup, state, streams, folder)
             spent += time.monotonic() - started
             state.step += 1
             if setup.pruning is not None and state.step == setup.pruning.at:
@@ -137,13 +140,14 @@ def _train(setup: Setup, folder: Path, state: State, tasks: Tasks, stop: list[bo
                 )
 
 
-def _step(setup: Setup, state: State, stream: Iterator[Batch], folder: Path) -> tuple[Losses, Tensor]:
+def _step(setup: Setup, state: State, streams: list[Iterator[Batch]], folder: Path) -> tuple[Losses, Tensor]:
     """One optimiser step on ``accumulate`` batches; returns the last batch's losses and the gradient norm."""
     train, plan = setup.config.train, setup.plan
-    for _ in range(train.accumulate):
-        batch = next(stream)
-        _note_skipped(setup, state, batch, folder)
-        losses = setup.losses(batch.to(setup.device))
+    for turn in range(train.accumulate):
+        batches = [next(stream) for stream in streams]
+        for batch in batches:
+            _note_skipped(setup, state, batch, folder)
+        losses = setup.all_losses([batch.to(setup.device) for batch in batches], state.step * train.accumulate + turn)
         raise_unless_finite(losses, state.step + 1)
         (losses.total / train.accumulate).backward()  # type: ignore[no-untyped-call]
     norm = setup.optimiser.clip(train.clip_norm)
@@ -188,10 +192,12 @@ def _metrics(setup: Setup, state: State, tasks: Tasks) -> dict[str, float]:
     return found.metrics
 
 
-def _stream(setup: Setup, step: int) -> Iterator[Batch]:
-    accumulate = setup.config.train.accumulate
-    walk = setup.order.walk(step * accumulate, setup.plan.steps * accumulate)
-    return load(setup.batches, walk, setup.config.train.workers)
+def _streams(setup: Setup, step: int) -> list[Iterator[Batch]]:
+    """The batches still to come: of the paired data, and of each of the unpaired."""
+    accumulate, workers = setup.config.train.accumulate, setup.config.train.workers
+    start, stop = step * accumulate, setup.plan.steps * accumulate
+    parts = [part.stream(start, stop, workers) for part in setup.unpaired]
+    return [load(setup.batches, setup.order.walk(start, stop), workers), *parts]
 
 
 @torch.no_grad()
@@ -270,11 +276,18 @@ def _finish(setup: Setup, folder: Path, state: State) -> None:
             "batch_size": setup.plan.batch_size,
             "seed": config.seed,
             "weights inherited": config.student.inherit,
+            "tower kept": config.student.keep,
             "pruned by": config.prune and config.prune.sparsity,
         },
         "pretrained": config.student.pretrained,
     }
     setup.student.save(folder / run_folder.STUDENT, card)
+
+
+def _average_of(setup: Setup) -> dict[str, Tensor]:
+    """The averaged weights: those of the teacher that is the average, if there is one, else a copy of their own."""
+    follower = setup.average
+    return _copy(setup.student.module) if follower is None else dict(follower.state_dict())
 
 
 def _copy(module: torch.nn.Module) -> dict[str, Tensor]:

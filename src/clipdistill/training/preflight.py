@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clipdistill.algebra.graph import Losses
-from clipdistill.algebra.rows import positive_pairs
+from clipdistill.algebra.rows import agreeing
 from clipdistill.data.batches import Batch
 from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, DataError, TrainingError
@@ -102,7 +102,7 @@ def _models(setup: Setup, findings: Findings) -> None:
             )
     added = count(setup.graph)
     if added:
-        names = ", ".join([*setup.graph.adapters, *setup.graph.fusions, *setup.graph.scales, *setup.graph.biases])
+        names = ", ".join(name.removesuffix(".weight") for name, _ in setup.graph.named_parameters())
         findings.facts["added for training"] = f"{_millions(added)} parameters ({names})"
 
 
@@ -111,8 +111,8 @@ def _batch(batch: Batch, setup: Setup, findings: Findings) -> None:
         raise DataError(
             f"all pictures of the first batch of {setup.config.data} are identical: nothing can be learned."
         )
-    same = positive_pairs(batch.groups, torch.empty(len(batch.ids), 1))
-    share = float((same.sum(dim=1) > 1).float().mean())
+    same = agreeing(batch.groups, batch.groups).fill_diagonal_(False)
+    share = float(same.any(dim=1).float().mean())
     findings.facts["rows with a second positive in the batch"] = f"{share:.1%}"
     if share > _MANY_REPEATS:
         findings.warnings.append(
@@ -130,7 +130,7 @@ def _one_step(setup: Setup, batch: Batch, findings: Findings) -> None:
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     started = time.perf_counter()
     with torch.random.fork_rng():
-        losses = setup.losses(batch)
+        losses = setup.all_losses([batch, *(part.first(setup.device) for part in setup.unpaired)], 0)
         raise_unless_finite(losses, 0)
         losses.total.backward()  # type: ignore[no-untyped-call]
         _wait(setup)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipdistill.config import Plan, PruneConfig
 from clipdistill.errors import ConfigError
+from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.huggingface import HuggingFaceEncoder
 from clipdistill.models.inherit import Sizes
 from clipdistill.models.prune import TOWERS, TowerMasks, attach, check_prunable, fold, folded_sizes
@@ -28,9 +29,9 @@ class Pruning:
     be pruned, or not so far.
     """
 
-    def __init__(self, encoder: HuggingFaceEncoder, config: PruneConfig, plan: Plan) -> None:
-        check_prunable(encoder)
-        self.encoder, self.config = encoder, config
+    def __init__(self, student: DualEncoder, config: PruneConfig, plan: Plan) -> None:
+        self.encoder = encoder = check_prunable(student)
+        self.config = config
         self.at, self.warmup = config.at.steps(plan), config.warmup.steps(plan)
         if not 0 < self.at < plan.steps:
             raise ConfigError(f"prune.at={config.at} is step {self.at} of {plan.steps}; expected one in between.")

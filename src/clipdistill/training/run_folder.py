@@ -79,6 +79,9 @@ def check_same(config: RunConfig) -> RunConfig:
         raise ConfigError(f"--resume: there is no run in {config.out} (no {CONFIG}). Start it without --resume.")
     recorded, config = load_run(path), resolved(config)
     was, now = _leaves(recorded.model_dump()), _leaves(config.model_dump())
+    if config.augment is None:  # what the run came to show: the stored teachers' views, or the default ones
+        config = config.model_copy(update={"augment": recorded.augment})
+        now = _leaves(config.model_dump())
     if config.train.precision == "auto":
         now["train", "precision"] = was["train", "precision"]
     changed = [

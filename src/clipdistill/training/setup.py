@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipdistill.algebra.graph import InteractionGraph, Losses
-from clipdistill.algebra.nodes import STUDENT, Node
+from clipdistill.algebra.nested import NestedGraph
+from clipdistill.algebra.nodes import CLASSES, LOGITS, STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
-from clipdistill.config import Plan, RunConfig
-from clipdistill.data.batches import Batch, Batches, Order
+from clipdistill.config import SELF, Plan, RunConfig
+from clipdistill.data.batches import Batch, Batches
+from clipdistill.data.labels import classes_of
+from clipdistill.data.order import NeighbourOrder, Order
 from clipdistill.data.samples import Source
 from clipdistill.data.sources import pairs
-from clipdistill.data.views import Augmentation
-from clipdistill.errors import ConfigError, RecipeError
+from clipdistill.data.views import Views
+from clipdistill.models.device import choose_device, make_autocast
 from clipdistill.models.encoder import DualEncoder
-from clipdistill.models.huggingface import HuggingFaceEncoder, load
 from clipdistill.models.masking import masked_images
-from clipdistill.models.students import build, choose_tokenizer
-from clipdistill.teachers.teacher import LiveTeacher, Teacher, inlet, text_rows
-from clipdistill.training.device import choose_device, make_autocast
+from clipdistill.teachers.stored import StoredTeacher
+from clipdistill.teachers.teacher import LiveTeacher, Retired, Teacher, inlet, text_rows
+from clipdistill.training.banks import Banks, make_banks
+from clipdistill.training.checks import check_letters, check_nodes, check_stored
+from clipdistill.training.choosing import choose_rows, reference_nodes
+from clipdistill.training.opening import make_teachers, open_models, open_student
 from clipdistill.training.optimisers import Optimiser
+from clipdistill.training.parts import Part, choose_order, open_unpaired
 from clipdistill.training.pruning import Pruning
+from clipdistill.training.views import choose_views
 
-IMAGE, MASKED = Node(STUDENT, "I"), Node(STUDENT, "I", "masked")
-#: A tokenizer is trained on at most so many captions.
-MAX_VOCABULARY_CAPTIONS = 500_000
+IMAGE, MASKED, TOLD = Node(STUDENT, "I"), Node(STUDENT, "I", "masked"), Node(STUDENT, "I", LOGITS)
 
 
 @dataclass
@@ -41,13 +47,15 @@ class Setup:
     source: Source
     student: DualEncoder
     teachers: list[Teacher]
-    graph: InteractionGraph
+    graph: InteractionGraph | NestedGraph
     optimiser: Optimiser
     batches: Batches
-    order: Order
+    order: Order | NeighbourOrder
     plan: Plan
     device: torch.device
     autocast: AbstractContextManager[None]
+    banks: Banks
+    unpaired: list[Part] = field(default_factory=list)
     pruning: Pruning | None = None
 
     def fold(self) -> None:
@@ -57,6 +65,15 @@ class Setup:
         train_mode(self.student, self.config.student.freeze)
         self.optimiser = Optimiser([self.student.module, self.graph], self.config.train)
 
+    @property
+    def average(self) -> torch.nn.Module | None:
+        """The model that follows the student as its running average, if one of the teachers does."""
+        for teacher in self.teachers:
+            if self.config.teachers[teacher.letter] == SELF:
+                assert isinstance(teacher, LiveTeacher)
+                return teacher.encoder.module
+        return None
+
     def forget_gradients(self) -> None:
         """Drop the gradients of everything that learns."""
         for parameter in self.optimiser.parameters:
@@ -64,64 +81,108 @@ class Setup:
         if self.pruning is not None:
             self.pruning.forget_gradients()
 
-    def losses(self, batch: Batch) -> Losses:
-        """One forward pass: student towers, teachers, graph."""
-        rows = self._student_rows(batch)
+    def losses(self, batch: Batch, number: int = 0) -> Losses:
+        """One forward pass over batch ``number`` of the run: student towers, teachers, banks, graph."""
+        banks, bank_keys = self.banks.rows(batch, number)
+        keys = self.banks.keys(batch)
+        return self._losses({**self.rows(batch), **banks}, batch, keys, bank_keys=bank_keys)
+
+    def all_losses(self, batches: Sequence[Batch], number: int) -> Losses:
+        """The losses of batch ``number`` of the paired data, the first one given, and of each of the unpaired.
+
+        A batch of pictures alone, or of captions alone, adds the terms it affords, at their full weight.
+        """
+        paired, *others = batches
+        if self.config.batches.select:
+            paired = choose_rows(self, paired, number)
+        found = self.losses(paired, number)
+        for place, batch in enumerate(others, start=1):
+            more = self._losses(self.rows(batch), batch, batch.groups, partial=True)
+            terms = {f"{name} unpaired {place}": value for name, value in more.terms.items()}
+            found = Losses(found.total + more.total, found.terms | terms)
+        return found
+
+    def rows(self, batch: Batch) -> dict[str, Tensor]:
+        """The embeddings of a batch by node: the student's with gradient, the teachers' without."""
+        rows = self.student_rows(batch)
         for teacher in self.teachers:
             rows |= teacher.embed(batch)
+        return rows
+
+    def scales(self) -> dict[str, float | Tensor]:
+        """The logit scales by model letter."""
         scales: dict[str, float | Tensor] = {teacher.letter: teacher.scale for teacher in self.teachers}
-        log_scale, bias = self.student.log_scale, self.student.bias
-        scales[STUDENT] = self.student.scale if log_scale is None else log_scale.exp()
-        losses: Losses = self.graph(rows, scales, batch.groups, None if bias is None else {STUDENT: bias})
+        log_scale = self.student.log_scale
+        return scales | {STUDENT: self.student.scale if log_scale is None else log_scale.exp()}
+
+    def biases(self) -> dict[str, float | Tensor]:
+        """The logit biases of the models that have one, by letter."""
+        biases: dict[str, float | Tensor] = {t.letter: t.bias for t in self.teachers if t.bias is not None}
+        return biases if self.student.bias is None else biases | {STUDENT: self.student.bias}
+
+    def _losses(self, rows: dict[str, Tensor], batch: Batch, keys: Tensor, **more: Any) -> Losses:
+        losses: Losses = self.graph(rows, self.scales(), keys, self.biases(), labels=batch.labels, **more)
         return losses
 
-    def _student_rows(self, batch: Batch) -> dict[str, Tensor]:
+    def student_rows(self, batch: Batch) -> dict[str, Tensor]:
+        """The student's rows of the nodes that the recipe asks for and the batch affords."""
         rows: dict[str, Tensor] = {}
+        pixels = batch.pixels.get(STUDENT)
         with self.autocast:
-            if IMAGE in self.recipe.nodes:
-                rows["SI"] = self.student.images(batch.pixels[STUDENT]).float()
-            if MASKED in self.recipe.nodes:
-                ratio = self.config.train.mask_ratio
-                rows["SI@masked"] = masked_images(self.student, batch.pixels[STUDENT], ratio).float()
-            texts = text_rows(STUDENT, self.student, batch)
-        return rows | {node: matrix.float() for node, matrix in texts.items()}
+            if pixels is not None and TOLD in self.recipe.nodes:
+                rows["SI"], rows[str(TOLD)] = self.student.images_and_logits(pixels)
+            elif pixels is not None and IMAGE in self.recipe.nodes:
+                rows["SI"] = self.student.images(pixels)
+            if pixels is not None and MASKED in self.recipe.nodes:
+                rows["SI@masked"] = masked_images(self.student, pixels, self.config.train.mask_ratio)
+            rows |= text_rows(STUDENT, self.student, batch)
+        return {node: matrix.float() for node, matrix in rows.items()}
 
 
 def prepare(config: RunConfig) -> Setup:
     """Load data, teachers and student, and check that they give the recipe what it needs.
 
+    The setup's ``config`` is the run with its views spelled out.
+
     Raises:
         ClipdistillError: any part cannot be opened or does not fit; nothing has been written.
     """
     recipe = Recipe.load(config.recipe)
-    _check_letters(recipe, config)
+    check_letters(recipe, config)
     source = pairs(config.data)
-    plan = config.train.plan(len(source))
     device = choose_device(config.train.device)
     autocast = make_autocast(device, config.train.precision)
-    encoders = {letter: load(uri, device.type) for letter, uri in sorted(config.teachers.items())}
-    teachers = [LiveTeacher(letter, model, _asked(recipe, letter), autocast) for letter, model in encoders.items()]
-    student = _student(config, source, next(iter(encoders.values()), None))
+    classes = classes_of(source) if _labelled(recipe) else ()
+    opened = open_models(config, device)
+    source = check_stored([*recipe.nodes, *reference_nodes(config)], source, opened)
+    plan = config.train.plan(len(source))
+    student = open_student(config, source, opened, classes)
     student.module.to(device)
+    teachers = make_teachers(opened, recipe, student, config, autocast, classes, reference_nodes(config))
     train_mode(student, config.student.freeze)
-    _check_nodes(recipe, source, student, teachers)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        graph = InteractionGraph(recipe, {STUDENT: student.width, **{t.letter: t.width for t in teachers}}).to(device)
-    inlets = {STUDENT: inlet(student, _asked(recipe, STUDENT)), **{t.letter: t.inlet for t in teachers}}
+    stored = {letter: teacher for letter, teacher in teachers.items() if isinstance(teacher, StoredTeacher)}
+    config, views = choose_views(config, stored, list(recipe.nodes))
+    check_nodes(recipe, source, student, list(teachers.values()))
+    order = choose_order(config, source, stored)
+    banks = make_banks(config, recipe, source, teachers, classes, order.walk)
+    working = [_still_needed(recipe, teacher) for teacher in teachers.values()]
+    graph = _graph(config, recipe, student, working).to(device)
+    inlets = {STUDENT: inlet(student, _asked(recipe, STUDENT)), **{t.letter: t.inlet for t in working}}
     return Setup(
         config=config,
         recipe=recipe,
         source=source,
         student=student,
-        teachers=list(teachers),
+        teachers=working,
         graph=graph,
         optimiser=Optimiser([student.module, graph], config.train),
-        batches=Batches(source, inlets, Augmentation(**config.augment.model_dump()), config.seed),
-        order=Order(len(source), config.train.batch_size, config.seed),
+        batches=Batches(source, inlets, views, config.seed, classes),
+        order=order,
         plan=plan,
         device=device,
         autocast=autocast,
+        banks=banks,
+        unpaired=_unpaired(config, recipe, student, working, views),
         pruning=Pruning(student, config.prune, plan) if config.prune else None,
     )
 
@@ -140,41 +201,25 @@ def train_mode(student: DualEncoder, frozen: str | None) -> None:
             part.eval().requires_grad_(False)
 
 
-def _check_letters(recipe: Recipe, config: RunConfig) -> None:
-    """Refuse missing and idle teachers before anything is loaded."""
-    for node in recipe.nodes:
-        if not node.is_student and node.model not in config.teachers:
-            raise RecipeError(
-                f"recipe {recipe.name}, term {recipe.providers(node)} needs node {node}, but no teacher "
-                f"'{node.model}' is given. Add teachers.{node.model}=MODEL, or choose another recipe."
-            )
-    for letter in recipe.teachers:
-        if letter not in config.teachers:
-            raise RecipeError(
-                f"recipe {recipe.name} uses the logit scale of teacher '{letter}', which is not given. "
-                f"Add teachers.{letter}=MODEL, or write the scale as a number."
-            )
-    for letter in config.teachers:
-        if letter not in recipe.teachers:
-            raise ConfigError(
-                f"teachers.{letter} is given, but recipe {recipe.name} uses "
-                f"{'only ' + ', '.join(recipe.teachers) if recipe.teachers else 'no teacher'}. "
-                "Remove it, or choose a recipe that uses it."
-            )
+def _labelled(recipe: Recipe) -> bool:
+    return any(node.view in (CLASSES, LOGITS) for node in recipe.nodes)
 
 
-def _check_nodes(recipe: Recipe, source: Source, student: DualEncoder, teachers: list[LiveTeacher]) -> None:
-    given = {f"{STUDENT}{side}" for side in student.sides} | {node for t in teachers for node in t.nodes}
-    given |= {str(MASKED)} if "I" in student.sides else set()
-    if "T" in student.sides:
-        views = {view for index in range(min(len(source), 100)) for view in source[index].texts}
-        given |= {f"{STUDENT}T@{view}" for view in views if view}
-    for node in recipe.nodes:
-        if str(node) not in given:
-            raise RecipeError(
-                f"recipe {recipe.name}, term {recipe.providers(node)} needs node {node}, which nobody provides "
-                f"(provided: {', '.join(sorted(given))}). Drop the term, or provide the node."
-            )
+def _graph(
+    config: RunConfig, recipe: Recipe, student: DualEncoder, teachers: Sequence[Teacher]
+) -> InteractionGraph | NestedGraph:
+    """The graph over the models' widths, its parameters drawn from the seed."""
+    widths = {STUDENT: student.width, **{teacher.letter: teacher.width for teacher in teachers}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        nested = config.student.matryoshka
+        return NestedGraph(recipe, widths, nested) if nested else InteractionGraph(recipe, widths)
+
+
+def _still_needed(recipe: Recipe, teacher: Teacher) -> Teacher:
+    """The teacher, or what is left to know of it where only banks were asked of it."""
+    asked = _asked(recipe, teacher.letter)
+    return teacher if any(not node.is_bank for node in asked) or not asked else Retired.of(teacher)
 
 
 def _asked(recipe: Recipe, letter: str) -> list[Node]:
@@ -182,24 +227,8 @@ def _asked(recipe: Recipe, letter: str) -> list[Node]:
     return [node for node in recipe.nodes if node.model == letter]
 
 
-def _student(config: RunConfig, source: Source, first_teacher: HuggingFaceEncoder | None) -> HuggingFaceEncoder:
-    """Build the student: its tokenizer, joint width and normalisation are those of the model it inherits from, else
-    the first teacher's, where it names none. A student to be pruned is a copy of the first teacher.
-    """
-    spec = config.student
-    if config.prune and first_teacher and not spec.pretrained:
-        return load(first_teacher.uri)
-    like = load(spec.inherit_from) if spec.inherit_from else first_teacher
-    tokenizer = choose_tokenizer(spec, like and like.tokenizer, _captions(source))
-    width, transform = (like.width, like.transform) if like else (None, None)
-    return build(spec, tokenizer, width, config.seed, transform, like)
-
-
-def _captions(source: Source) -> Iterator[str]:
-    told = 0
-    for index in range(len(source)):
-        for caption in source[index].captions:
-            yield caption
-            told += 1
-            if told >= MAX_VOCABULARY_CAPTIONS:
-                return
+def _unpaired(
+    config: RunConfig, recipe: Recipe, student: DualEncoder, teachers: Sequence[Teacher], views: Views | None
+) -> list[Part]:
+    """The parts of a run that have pictures alone, or captions alone."""
+    return [open_unpaired(uri, config, recipe, student, teachers, views) for uri in config.unpaired]

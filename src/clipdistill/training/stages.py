@@ -20,6 +20,8 @@ from clipdistill.training import loop, run_folder
 from clipdistill.training.loop import Run
 
 _LENGTHS = ("steps", "epochs", "samples")
+#: What a stage may say of a student that it does not make, and else takes over from the run.
+_KEPT = ("freeze", "matryoshka")
 
 
 def distill(config: RunConfig, resume: bool = False) -> Run:
@@ -67,6 +69,9 @@ def _stage_run(config: RunConfig, stage: StageConfig, number: int) -> RunConfig:
     if number > 1:
         student = _next_student(student, stage, bool(prune), f"{_folder(config, number - 1)}/{run_folder.STUDENT}")
     changes = {
+        "recipe": config.recipe if stage.recipe is None else stage.recipe,
+        "bank": config.bank.model_dump() | stage.bank,
+        "batches": config.batches.model_dump() | stage.batches,
         "train": train | stage.train,
         "prune": prune or None,
         "student": student,
@@ -83,13 +88,13 @@ def _next_student(student: dict[str, Any], stage: StageConfig, pruned: bool, pre
     """Return the student of a later stage, which starts from ``previous``."""
     if student.get("inherit") and not pruned:
         return {**student, "inherit_from": previous}
-    if stage.student:
+    if others := [key for key in stage.student if key not in _KEPT]:
         raise ConfigError(
             "a stage after the first starts from the student before it, but "
-            f"student.{', student.'.join(stage.student)} would make another one. Add student.inherit to it, or drop "
+            f"student.{', student.'.join(others)} would make another one. Add student.inherit to it, or drop "
             "these keys."
         )
-    return {"pretrained": previous}
+    return {"pretrained": previous, **{key: student[key] for key in _KEPT if key in student}}
 
 
 def _train_stage(run: RunConfig, number: int, count: int) -> int:

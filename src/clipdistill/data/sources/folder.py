@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from clipdistill.data.images import IMAGE_SUFFIXES
 from clipdistill.data.samples import Sample
-from clipdistill.data.sources.tables import Columns, read_table, read_text
+from clipdistill.data.sources.listed import without_captions
+from clipdistill.data.sources.tables import NONE, Columns, read_table, read_text
 from clipdistill.errors import DataError
 
 #: The imagefolder convention of Hugging Face datasets.
@@ -23,10 +24,11 @@ def read_folder(root: Path, columns: Columns) -> list[Sample]:
     if tables:
         return read_table(tables[0], columns)
     _refuse_splits(root)
-    chosen = [f"{key}={value}" for key, value in vars(columns).items() if value]
+    chosen = [f"{key}={value}" for key, value in vars(columns).items() if value and (key, value) != ("caption", NONE)]
     if chosen:
         raise DataError(f"{root}: {chosen[0]} chooses a column, but there is none of {', '.join(METADATA)}")
-    return _from_files(root, _walk(root))
+    samples = _from_files(root, _walk(root))
+    return without_captions(samples) if columns.caption == NONE else samples
 
 
 def _metadata(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -50,8 +50,15 @@ def from_samples(samples: Sequence[Sample], uri: str = "samples") -> Samples:
     return Samples(uri, samples)
 
 
-def _size(picture: Picture) -> int:
-    """Return the size in bytes, -1 for a file that is not there."""
+def without_captions(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the same samples without their captions, real and synthetic: pictures with label and group."""
+    return [replace(sample, texts={}) for sample in samples]
+
+
+def _size(picture: Picture | None) -> int:
+    """Return the size in bytes, -1 for a file that is not there, 0 for no picture."""
+    if picture is None:
+        return 0
     if isinstance(picture, np.ndarray):
         return picture.nbytes
     if isinstance(picture, Base64Line):

@@ -1,13 +1,14 @@
-"""Tables that list pictures and captions: CSV, TSV, JSON lines and parquet."""
+"""Tables that list pictures and captions, or one of them alone: CSV, TSV, JSON lines and parquet."""
 
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from clipdistill.errors import DataError, did_you_mean, need
 IMAGE_COLUMNS = ("file_name", "image", "filepath")
 CAPTION_COLUMNS = ("text", "caption", "title", "captions")
 _OPEN_CLIP = ("filepath", "title")  # a CSV or TSV with both is read as open_clip reads it
+#: Chosen as a column, it leaves the pictures or the captions of a source aside.
+NONE = "none"
 _SEPARATORS = {"tab": "\t", "comma": ","}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what; None leaves it to the usual names."""
+    """Which columns hold what: None leaves it to the usual names, :data:`NONE` leaves pictures or captions aside."""
 
     image: str | None = None
     caption: str | None = None
@@ -47,8 +50,7 @@ class _Entry:
     """What the rows of one picture have said so far."""
 
     image: Path
-    captions: dict[str, None]
-    synthetic: dict[str, None]
+    texts: dict[str, dict[str, None]] = field(default_factory=dict)
     label: str | None = None
     group: str | None = None
 
@@ -56,6 +58,7 @@ class _Entry:
 def read_table(path: Path, columns: Columns) -> list[Sample]:
     """Read a table's samples; rows of the same picture become one sample with several captions.
 
+    Without a column of pictures each row is a sample of its captions alone, called by its line (in parquet its row).
     Relative paths start at the table's folder. Raises :class:`DataError` with file and line for a broken line,
     and with the columns found for a missing one.
     """
@@ -67,7 +70,8 @@ def read_table(path: Path, columns: Columns) -> list[Sample]:
     table = reader(path, columns)
     if not table.rows:
         raise DataError(f"{path}: the table has no rows")
-    return list(_samples(table, _choose(table, columns)))
+    chosen = _choose(table, columns)
+    return list(_samples(table, chosen) if chosen.image else _words(table, chosen))
 
 
 def read_text(path: Path) -> str:
@@ -159,23 +163,37 @@ TABLES: dict[str, Callable[[Path, Columns], Table]] = {
 
 
 def _choose(table: Table, columns: Columns) -> Columns:
-    """Fill in the columns that were not chosen, and check those that were."""
+    """Fill in the columns that were not chosen, and check those that were; None is then no such column."""
+    left_aside = [role for role in ("image", "caption") if getattr(columns, role) == NONE]
     for role in ("image", "caption", "synthetic", "label", "group"):
         name = getattr(columns, role)
-        if name is not None and name not in table.columns:
+        if name is not None and name not in table.columns and role not in left_aside:
             hint = did_you_mean(name, table.columns)
             raise DataError(f"{table.path}: there is no column '{name}', chosen by {role}={name}.{hint}")
     open_clip = TABLES[table.path.suffix.lower()] is _read_csv and set(_OPEN_CLIP) <= set(table.columns)
     images, captions = ((name,) for name in _OPEN_CLIP) if open_clip else (IMAGE_COLUMNS, CAPTION_COLUMNS)
-    image = columns.image or _first(images, table.columns)
-    caption = columns.caption or _first(captions, table.columns)
+    image = None if "image" in left_aside else columns.image or _first(images, table.columns)
+    caption = None if "caption" in left_aside else columns.caption or _first(captions, table.columns)
+    synthetic = columns.synthetic or (None if "caption" in left_aside else _first(("syn_text",), table.columns))
     label = columns.label or _first(("label",), table.columns)
-    if image is None:
-        raise _no_column(table, "image", "picture paths", IMAGE_COLUMNS)
-    if caption is None and label is None:
+    chosen = Columns(image, caption, synthetic, label, columns.group or _first(("group",), table.columns))
+    _check_sides(table, chosen, left_aside)
+    return chosen
+
+
+def _check_sides(table: Table, chosen: Columns, left_aside: list[str]) -> None:
+    """Refuse a table that seems to lack a column, unless the user left that side aside."""
+    words = chosen.caption or chosen.synthetic
+    if chosen.image is None and "image" not in left_aside:
+        if not words:
+            raise _no_column(table, "image", "picture paths", IMAGE_COLUMNS)
+        used = {chosen.caption, chosen.synthetic, chosen.label, chosen.group}
+        for name in table.columns:
+            if name not in used and difflib.get_close_matches(name.lower(), IMAGE_COLUMNS, n=1):
+                raise _misspelt(table, name)
+    silent = chosen.image is None or (chosen.label is None and "caption" not in left_aside)
+    if not words and silent:
         raise _no_column(table, "caption", "captions", CAPTION_COLUMNS)
-    synthetic = columns.synthetic or _first(("syn_text",), table.columns)
-    return Columns(image, caption, synthetic, label, columns.group or _first(("group",), table.columns))
 
 
 def _first(names: tuple[str, ...], columns: list[str]) -> str | None:
@@ -189,6 +207,32 @@ def _no_column(table: Table, role: str, what: str, names: tuple[str, ...]) -> Da
     )
 
 
+def _misspelt(table: Table, name: str) -> DataError:
+    path = table.path
+    return DataError(
+        f"{path}: no column for picture paths, expected one of: {', '.join(IMAGE_COLUMNS)}. The column '{name}' looks "
+        f"like one: open {path.name}?image={name}, or {path.name}?image={NONE} for the captions alone."
+    )
+
+
+def _words(table: Table, columns: Columns) -> Iterator[Sample]:
+    """Make each row a sample of words alone."""
+    for line, row in table.rows:
+        where = f"{table.path}:{line}"
+        label, group = (_agree(None, _value(row, name), "", "", where) for name in (columns.label, columns.group))
+        yield Sample(str(line), None, _texts(row, columns, where), label, group)
+
+
+def _texts(row: Mapping[str, Any], columns: Columns, where: str) -> dict[str, list[str]]:
+    """Return the captions of a row by text view, no caption twice."""
+    found = {
+        view: list(dict.fromkeys(_captions(_value(row, column), column, where)))
+        for view, column in (("", columns.caption), ("syn", columns.synthetic))
+        if column
+    }
+    return {view: captions for view, captions in found.items() if captions or view == ""}
+
+
 def _samples(table: Table, columns: Columns) -> Iterator[Sample]:
     """Merge the rows of each picture, in the order of first mention."""
     folder = table.path.parent
@@ -198,14 +242,14 @@ def _samples(table: Table, columns: Columns) -> Iterator[Sample]:
         where = f"{table.path}:{line}"
         name = _path(_value(row, columns.image), columns.image, where, root)
         if name not in entries:
-            entries[name] = _Entry(folder / name, {}, {})
+            entries[name] = _Entry(folder / name)
         entry = entries[name]
-        for told, column in ((entry.captions, columns.caption), (entry.synthetic, columns.synthetic)):
-            told.update(dict.fromkeys(_captions(_value(row, column), column, where)))
+        for view, captions in _texts(row, columns, where).items():
+            entry.texts.setdefault(view, {}).update(dict.fromkeys(captions))
         entry.label = _agree(entry.label, _value(row, columns.label), "label", name, where)
         entry.group = _agree(entry.group, _value(row, columns.group), "group", name, where)
     for name, entry in entries.items():
-        texts = {"": list(entry.captions)} | ({"syn": list(entry.synthetic)} if entry.synthetic else {})
+        texts = {view: list(captions) for view, captions in entry.texts.items()}
         yield Sample(name, entry.image, texts, entry.label, entry.group)
 
 

@@ -20,6 +20,8 @@ _LABELS = {
     "mean_recall": ("Both directions", "mean recall"),
     "zeroshot_acc1": ("Zero-shot classes", "top 1"),
     "zeroshot_acc5": ("Zero-shot classes", "top 5"),
+    "classify_top1": ("Classifier head", "top 1"),
+    "classify_top5": ("Classifier head", "top 5"),
     "zeroshot_mean_per_class_recall": ("Zero-shot classes", "mean per class"),
 }
 _LATENCIES = {"image_ms": "picture, ms", "text_ms": "caption, ms"}

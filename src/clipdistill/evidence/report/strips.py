@@ -66,7 +66,7 @@ class Album:
 
     def _add(self, sample: Sample) -> str:
         try:
-            image = decode(sample.image, want=(_SIDE, _SIDE))
+            image = decode(sample.picture, want=(_SIDE, _SIDE))
         except DataError:
             return ""
         image.thumbnail((_SIDE, _SIDE))

@@ -1,4 +1,4 @@
-"""Where a run computes and in which precision."""
+"""Where models compute and in which precision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"train.device={name}: this machine or this torch cannot use it ({error}).") from error
+        raise ConfigError(f"device={name}: this machine or this torch cannot use it ({error}).") from error
 
 
 def choose_precision(device: torch.device, precision: str) -> str:

@@ -1,0 +1,92 @@
+"""A teacher that was embedded before: its rows come from a store, and no model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import torch
+from torch import Tensor
+
+from clipdistill.algebra.nodes import Node
+from clipdistill.data.batches import Batch, Inlet
+from clipdistill.errors import ConfigError, did_you_mean
+from clipdistill.teachers.store import EmbeddingStore
+from clipdistill.teachers.teacher import TEXT_VIEWS
+
+#: What may follow the question mark of a store, and its one value.
+CHOICES = {"views": "any", "missing": "skip"}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a run uses a store.
+
+    ``any_views`` shows the student views of the run's own, not those that were embedded. ``skip_missing`` leaves out
+    samples that have no row.
+    """
+
+    any_views: bool = False
+    skip_missing: bool = False
+
+
+def open_teacher_store(uri: str) -> tuple[EmbeddingStore, Choices]:
+    """Open ``stores/x?views=any&missing=skip``: a store and how to use it.
+
+    Raises:
+        ConfigError: a choice is unknown.
+        StoreError: there is no finished store.
+    """
+    path, mark, query = uri.rpartition("?")
+    if not mark or Path(uri).exists():
+        return EmbeddingStore.open(uri), Choices()
+    given = parse_qsl(query, keep_blank_values=True)
+    for key, value in given:
+        if key not in CHOICES:
+            raise ConfigError(f"{uri}: unknown choice '{key}'.{did_you_mean(key, CHOICES)}")
+        if value != CHOICES[key]:
+            raise ConfigError(f"{uri}: {key} is '{value}', expected '{CHOICES[key]}', or leave the choice out.")
+    keys = {key for key, _ in given}
+    return EmbeddingStore.open(path), Choices("views" in keys, "missing" in keys)
+
+
+class StoredTeacher:
+    """Rows of a store as a :class:`clipdistill.teachers.teacher.Teacher`: pictures by id and view, texts by caption.
+
+    ``asked`` are the nodes a recipe wants of it: only their rows are read. The views a batch was assembled with must
+    be those of the store (``store.views``), unless the run says that any will do (``choices``).
+    """
+
+    def __init__(
+        self,
+        letter: str,
+        store: EmbeddingStore,
+        asked: Sequence[Node],
+        device: torch.device,
+        choices: Choices = Choices(),
+    ) -> None:
+        self.letter, self.store, self.device, self.choices = letter, store, device, choices
+        self.scale, self.bias, self.width, self.fingerprint = store.scale, store.bias, store.width, store.fingerprint
+        #: Whether its texts are found by the sample's id, not by the caption.
+        self.by_id = "T" in store.sides and store.manifest.sides["text"].by == "id"
+        # Rows found by id are of the one caption that was embedded: nothing tells a synthetic one apart.
+        views = ("",) if self.by_id else TEXT_VIEWS
+        given = [Node(letter, "I")] if "I" in store.sides else []
+        given += [Node(letter, "T", view) for view in views] if "T" in store.sides else []
+        self._asked = [node for node in dict.fromkeys(asked) if node in given]
+        self.nodes: Sequence[str] = [str(node) for node in given]
+        texts = () if self.by_id else tuple(sorted(node.view for node in self._asked if node.side == "T"))
+        self.inlet = Inlet(None, None, texts)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Read the rows the recipe asks for; see :class:`clipdistill.teachers.teacher.Teacher`."""
+        return {str(node): self._rows(node, batch) for node in self._asked}
+
+    def _rows(self, node: Node, batch: Batch) -> Tensor:
+        if node.side == "I":
+            rows = self.store.rows("I", batch.ids, batch.view)
+        else:
+            rows = self.store.rows("T", batch.ids if self.by_id else batch.captions[node.view])
+        return torch.from_numpy(rows).to(self.device, torch.float32)

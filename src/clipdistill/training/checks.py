@@ -1,0 +1,115 @@
+"""What a recipe needs against what a run gives, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipdistill.algebra.nodes import LOGITS, STUDENT, Node
+from clipdistill.algebra.recipe import Recipe
+from clipdistill.config import RunConfig
+from clipdistill.data.samples import Sample, Source
+from clipdistill.data.sources import from_samples
+from clipdistill.errors import ConfigError, RecipeError, StoreError
+from clipdistill.models.encoder import DualEncoder
+from clipdistill.progress import console
+from clipdistill.teachers.store import EmbeddingStore
+from clipdistill.teachers.teacher import Teacher
+from clipdistill.training.opening import Opened
+
+
+def check_letters(recipe: Recipe, config: RunConfig) -> None:
+    """Refuse missing and idle teachers before anything is loaded."""
+    for node in recipe.nodes:
+        if not node.is_student and node.model not in config.teachers:
+            raise RecipeError(
+                f"recipe {recipe.name}, term {recipe.providers(node)} needs node {node}, but no teacher "
+                f"'{node.model}' is given. Add teachers.{node.model}=MODEL, or choose another recipe."
+            )
+    for letter in recipe.teachers:
+        if letter not in config.teachers:
+            raise RecipeError(
+                f"recipe {recipe.name} uses the logit scale of teacher '{letter}', which is not given. "
+                f"Add teachers.{letter}=MODEL, or write the scale as a number."
+            )
+    reference = config.batches.select == "learnability" or config.batches.neighbours > 1
+    for letter in config.teachers:
+        if letter not in recipe.teachers and not reference:
+            raise ConfigError(
+                f"teachers.{letter} is given, but recipe {recipe.name} uses "
+                f"{'only ' + ', '.join(recipe.teachers) if recipe.teachers else 'no teacher'}. "
+                "Remove it, or choose a recipe that uses it."
+            )
+
+
+def check_nodes(recipe: Recipe, source: Source, student: DualEncoder, teachers: Sequence[Teacher]) -> None:
+    """Refuse a recipe that needs a node which nobody provides; banks are checked where they are made."""
+    given = {f"{STUDENT}{side}" for side in student.sides} | {node for t in teachers for node in t.nodes}
+    given |= {f"{STUDENT}I@masked"} if "I" in student.sides else set()
+    given |= {f"{STUDENT}I@{LOGITS}"} if student.classes else set()
+    if "T" in student.sides:
+        views = {view for index in range(min(len(source), 100)) for view in source[index].texts}
+        given |= {f"{STUDENT}T@{view}" for view in views if view}
+    for node in recipe.nodes:
+        if not node.is_bank and str(node) not in given:
+            raise RecipeError(
+                f"recipe {recipe.name}, term {recipe.providers(node)} needs node {node}, which nobody provides "
+                f"(provided: {', '.join(sorted(given))}). {_advice(node)}"
+            )
+
+
+def _advice(node: Node) -> str:
+    if node.view == LOGITS and node.is_student:
+        return "Choose a student with a classifier head, such as student.preset=vit-tiny-cifar."
+    if node.view == LOGITS:
+        return "Give a teacher that tells the classes apart as a model, not as a store."
+    return "Drop the term, or provide the node."
+
+
+def check_stored(nodes: Sequence[Node], source: Source, opened: Opened) -> Source:
+    """Look up every sample in every store that gives some of ``nodes``, and return the samples that have all rows.
+
+    Raises:
+        StoreError: samples have no row, and the run does not say ``?missing=skip``.
+    """
+    wanting: dict[int, str] = {}
+    for letter, (store, choices) in opened.stores.items():
+        asked = [node for node in nodes if node.model == letter]
+        found = _wanting(store, source, asked)
+        if found and not choices.skip_missing:
+            raise StoreError(
+                f"the store {store.path} (teachers.{letter}) has no row for {len(found)} of the {len(source)} samples "
+                f"of {source.uri}, first {', '.join(source[place].id for place in list(found)[:5])}: it was made from "
+                f"{store.manifest.source.uri}. Embed these data, or write teachers.{letter}={store.path}?missing=skip "
+                "to leave these samples out."
+            )
+        wanting |= dict.fromkeys(found, letter)
+    if not wanting:
+        return source
+    if len(wanting) == len(source):
+        raise StoreError(f"none of the {len(source)} samples of {source.uri} has a row in every store.")
+    console.print(f"{len(wanting)} of {len(source)} samples have no stored row and are left out", markup=False)
+    kept: list[Sample] = [source[place] for place in range(len(source)) if place not in wanting]
+    return from_samples(kept, source.uri)
+
+
+def _wanting(store: EmbeddingStore, source: Source, asked: Sequence[Node]) -> dict[int, None]:
+    """The places of samples without a row for some node; of a text node every caption must have one."""
+    wanting: dict[int, None] = {}
+    images = any(node.side == "I" and node.view != "classes" for node in asked)
+    views = {node.view if node.view != "bank" else "" for node in asked if node.side == "T" and node.view != "classes"}
+    by_id = "T" in store.sides and store.manifest.sides["text"].by == "id"
+    for start in range(0, len(source), 65536):
+        samples = [(place, source[place]) for place in range(start, min(start + 65536, len(source)))]
+        if images:
+            wanting |= _without(store, "I", [(place, sample.id) for place, sample in samples])
+        if views and by_id:
+            wanting |= _without(store, "T", [(place, sample.id) for place, sample in samples])
+        elif views:
+            told = [(p, caption) for p, sample in samples for view in views for caption in sample.captions_of(view)]
+            wanting |= _without(store, "T", told)
+    return wanting
+
+
+def _without(store: EmbeddingStore, side: str, keys: Sequence[tuple[int, str]]) -> dict[int, None]:
+    positions = store.find(side, [key for _, key in keys])
+    return {place: None for (place, _), position in zip(keys, positions, strict=True) if position < 0}

@@ -1,0 +1,105 @@
+"""Which samples make up which batch: the order of the paired data, and unpaired data beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from clipdistill.algebra.nodes import STUDENT
+from clipdistill.algebra.recipe import Recipe
+from clipdistill.config import RunConfig
+from clipdistill.data.batches import Batch, Batches, Inlet, load
+from clipdistill.data.order import NeighbourOrder, Order
+from clipdistill.data.samples import Source, gives
+from clipdistill.data.sources import pairs
+from clipdistill.data.views import Views
+from clipdistill.errors import ConfigError
+from clipdistill.models.encoder import DualEncoder
+from clipdistill.teachers.neighbours import nearest
+from clipdistill.teachers.stored import StoredTeacher
+from clipdistill.teachers.teacher import Teacher, inlet
+from clipdistill.training.banks import stored_rows
+
+SIDES = {"I": "pictures", "T": "captions"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Unpaired data: a source that has one side only, read beside the paired data, a batch of it in every step."""
+
+    source: Source
+    batches: Batches
+    order: Order
+
+    def stream(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
+        """Yield its batches number ``start`` to ``stop - 1``."""
+        return load(self.batches, self.order.walk(start, stop), workers)
+
+    def first(self, device: torch.device) -> Batch:
+        """Its first batch."""
+        return next(self.stream(0, 1, 0)).to(device)
+
+
+def choose_order(config: RunConfig, source: Source, stored: Mapping[str, StoredTeacher]) -> Order | NeighbourOrder:
+    """The order of the paired data: random, or in groups of neighbours in a stored teacher's space.
+
+    With ``batches.select`` a batch is what is chosen from: ``batches.super_batch`` times as many rows.
+
+    Raises:
+        ConfigError: neighbours are asked for, and no teacher is stored.
+        DataError: the data do not fill a batch.
+    """
+    rows = config.train.batch_size * (config.batches.super_batch if config.batches.select else 1)
+    group = config.batches.neighbours
+    if group == 1:
+        return Order(len(source), rows, config.seed)
+    teacher = next(iter(stored.values()), None)
+    if teacher is None:
+        raise ConfigError(
+            f"batches.neighbours={group} needs stored embeddings of the data: make them with clipdistill embed, and "
+            "give teachers.T=STORE."
+        )
+    rows_of_all = stored_rows(teacher, source, teacher.store.sides[0])
+    near, _ = nearest(rows_of_all, min(max(2 * group, 16), len(source) - 1))
+    return NeighbourOrder(near, rows, config.seed, group)
+
+
+def open_unpaired(
+    uri: str,
+    config: RunConfig,
+    recipe: Recipe,
+    student: DualEncoder,
+    teachers: Sequence[Teacher],
+    views: Views | None,
+) -> Part:
+    """Open a source of pictures alone or captions alone.
+
+    Raises:
+        ConfigError: it has both sides, or no term of the recipe can be computed from the side it has.
+    """
+    source = pairs(uri)
+    sides = gives(source)
+    if len(sides) != 1:
+        raise ConfigError(
+            f"unpaired data {uri} have pictures and captions. Name them as data, or open the pictures alone as "
+            f"{uri}?caption=none."
+        )
+    usable = [term for term in recipe.terms if {node.side for node in term.nodes} == {sides}]
+    if not any(all(not node.is_bank for node in term.nodes) for term in usable):
+        raise ConfigError(
+            f"unpaired data {uri} have {SIDES[sides]} only, and every term of recipe {recipe.name} needs more. Add one "
+            f"that does not, such as {{feature: 'S{sides}>T{sides}'}}, or drop these data."
+        )
+    asked = [node for term in usable for node in term.nodes]
+    inlets = {STUDENT: inlet(student, [node for node in asked if node.model == STUDENT])}
+    for teacher in teachers:
+        mine = teacher.inlet
+        keep = Inlet(mine.transform, None) if sides == "I" else Inlet(None, mine.tokenize, mine.texts)
+        inlets[teacher.letter] = keep
+    return Part(
+        source,
+        Batches(source, inlets, views, config.seed),
+        Order(len(source), config.train.batch_size, config.seed),
+    )
