@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from transformers import SiglipConfig
 
@@ -76,9 +75,12 @@ def test_every_recipe_trains_a_student_of_another_width(
 ) -> None:
     given = {"motis-2": stored, "self-kd": "self", "siglip-kd": sigmoid_teacher}.get(name, teacher)
     teachers = {letter: str(given) for letter in Recipe.load(name).teachers}
-    run = tiny_run(tmp_path / "run", recipe=name, teachers=teachers, data=str(synthetic), **NEEDS.get(name, {}))
+    needs = NEEDS.get(name, {})
+    train = {"steps": 24, "lr": 1e-2, **needs.get("train", {})}
+    run = tiny_run(tmp_path / "run", recipe=name, teachers=teachers, data=str(synthetic), **{**needs, "train": train})
     result = distill(run)
     entries = list(read_log(result.folder / "log.jsonl"))
-    assert [entry["step"] for entry in entries] == list(range(1, 9))
-    assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in entries)
+    assert [entry["step"] for entry in entries] == list(range(1, 25))
+    found = [entry["loss"] for entry in entries]
+    assert max(found[-4:]) < found[0]
     assert (result.student / "clipdistill.json").is_file()
