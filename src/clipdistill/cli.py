@@ -255,13 +255,17 @@ def compare(
 
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to run; all without a name.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="precision, transform, store, embed-kd; all without a name.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the ratios and all that was measured here.")
+    ] = None,
 ) -> None:
     """Measure the program's claims about speed on this machine, as ratios of two ways timed in turn."""
     from clipdistill.bench.suite import run
 
-    for verdict in run(names or []):
-        print(verdict)
+    run(names or [], file, lambda text: print(text, flush=True))
 
 
 @data_app.command()

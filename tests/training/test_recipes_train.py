@@ -60,6 +60,7 @@ def sigmoid_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CLASSIFIER = {"preset": "scenes-vit", "width": 16, "layers": 1}
 #: What a recipe needs that is not a dual encoder for each letter and a student of two towers.
 NEEDS: dict[str, dict[str, Any]] = {
+    "classify": {"student": CLASSIFIER},
     "vanilla-kd": {"student": CLASSIFIER},
     "teacher-kd": {"student": CLASSIFIER},
     "embed-kd": {"student": CLASSIFIER},

@@ -19,7 +19,7 @@ from threading import Event
 
 from clipdistill import __version__
 from clipdistill.algebra.recipe import Recipe
-from clipdistill.config import EvaluateConfig, RunConfig
+from clipdistill.config import SELF, EvaluateConfig, RunConfig
 from clipdistill.data.sources import pairs
 from clipdistill.errors import InterruptedRunError, ModelError, TrainingError
 from clipdistill.evidence.grid import LETTER, TEACHER, Grid, main_teacher
@@ -28,6 +28,7 @@ from clipdistill.models.bundle import RECORD
 from clipdistill.models.huggingface import load
 from clipdistill.models.vocabulary import end_token_id
 from clipdistill.progress import console
+from clipdistill.teachers.stored import is_store, model_behind, open_teacher_store
 from clipdistill.training.loop import distill
 from clipdistill.training.run_folder import CONFIG, FREE, STUDENT
 
@@ -93,7 +94,10 @@ class Known:
 
     def model(self, uri: str) -> Facts:
         """Load a model once to learn about it."""
-        if uri not in self._models:
+        if uri not in self._models and is_store(uri):
+            store, _ = open_teacher_store(uri)
+            self._models[uri] = Facts(store.fingerprint, store.width, False)
+        elif uri not in self._models:
             encoder = load(uri)
             self._models[uri] = Facts(encoder.fingerprint, encoder.width, _lends(encoder.tokenizer))
         return self._models[uri]
@@ -104,7 +108,9 @@ class Known:
         content["train"] = {key: value for key, value in content["train"].items() if ("train", key) not in FREE}
         content["recipe"] = Recipe.load(config.recipe).to_dict()["terms"]
         content["data"] = self.data(config.data)
-        content["teachers"] = {letter: self.model(uri).fingerprint for letter, uri in config.teachers.items()}
+        content["teachers"] = {
+            letter: uri if uri == SELF else self.model(uri).fingerprint for letter, uri in config.teachers.items()
+        }
         for key in ("tokenizer", "pretrained", "inherit_from"):
             uri = content["student"][key]
             known = key != "tokenizer" or uri in self._models
@@ -213,12 +219,13 @@ def _from_teacher(config: RunConfig, teachers: dict[str, str], known: Known) -> 
     uri, student = main_teacher(teachers), config.student
     if uri is None or student.pretrained or config.prune:
         return
-    if (student.inherit or student.keep) and student.inherit_from is None:
-        yield "inherit_from", uri
+    origin = model_behind(uri)
+    if (student.inherit or student.keep) and student.inherit_from is None and origin:
+        yield "inherit_from", origin
     if student.keep:  # tokenizer and width come with the tower
         return
-    if student.tokenizer == "auto" and known.model(uri).lends_tokenizer:
-        yield "tokenizer", uri
+    if student.tokenizer == "auto" and origin and known.model(origin).lends_tokenizer:
+        yield "tokenizer", origin
     if student.embed_dim is None and student.config is None:
         yield "embed_dim", known.model(uri).width
 

@@ -22,6 +22,7 @@ from clipdistill.evidence.outcome import Line, Outcome, Trial
 from clipdistill.evidence.report.comparison import change, points, share
 from clipdistill.evidence.report.grid_page import metric_name, write_grid_report
 from clipdistill.evidence.report.terminal import ascii_signs
+from clipdistill.teachers.stored import model_behind
 from clipdistill.training.run_folder import CONFIG
 
 
@@ -90,7 +91,8 @@ def _given_teacher(grid: Grid) -> str | None:
     teachers: dict[str, str] = {}
     for cell in grid.cells.values():
         teachers |= cell.teachers
-    return main_teacher(teachers)
+    main = main_teacher(teachers)
+    return None if main is None else model_behind(main)
 
 
 def _facts(grid: Grid, work: Sequence[Job], teacher: Job | None) -> dict[str, Any]:

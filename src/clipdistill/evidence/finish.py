@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipdistill.config import RunConfig
+from clipdistill.config import SELF, RunConfig
 from clipdistill.errors import ConfigError
 from clipdistill.evaluation.evaluate import Evaluation, Tasks, evaluate
 from clipdistill.evidence.report import write_report
 from clipdistill.models.huggingface import load
+from clipdistill.progress import console
+from clipdistill.teachers.stored import model_behind
 from clipdistill.training.run_folder import LOG, RECORD, STUDENT, read_log
 
 
@@ -25,8 +27,22 @@ def evaluate_run(config: RunConfig) -> Path | None:
         return None
     out = Path(config.out)
     several = len(config.teachers) > 1
-    models = {f"teacher {letter}" if several else "teacher": uri for letter, uri in sorted(config.teachers.items())}
+    models = {
+        f"teacher {letter}" if several else "teacher": model
+        for letter, uri in sorted(config.teachers.items())
+        if (model := _teacher_model(letter, uri))
+    }
     return report_on({**models, "student": str(out)}, tasks, out, out.name)[1]
+
+
+def _teacher_model(letter: str, uri: str) -> str | None:
+    """The model to evaluate for a teacher, if there is one apart from the student."""
+    model = None if uri == SELF else model_behind(uri)
+    if model is None and uri != SELF:
+        console.print(
+            f"teacher {letter} is not evaluated: the model that {uri} was made with is not here", markup=False
+        )
+    return model
 
 
 def compare_models(

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from clipdistill.algebra.recipe import Recipe
-from clipdistill.config import EvaluateConfig, RunConfig, apply_override, make_run
+from clipdistill.config import SELF, EvaluateConfig, RunConfig, apply_override, make_run
 from clipdistill.errors import ConfigError, RecipeError, did_you_mean
 
 GRID_FOLDER = Path(__file__).parent / "grids"
@@ -158,9 +158,10 @@ def evaluate_keys(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def main_teacher(teachers: Mapping[str, str]) -> str | None:
-    """The teacher that cells are measured against: T, or else the first by letter."""
-    letter = LETTER if LETTER in teachers else min(teachers, default=None)
-    return None if letter is None else teachers[letter]
+    """The teacher that cells are measured against: T, or else the first by letter; never the student's own average."""
+    others = {letter: uri for letter, uri in teachers.items() if uri != SELF}
+    letter = LETTER if LETTER in others else min(others, default=None)
+    return None if letter is None else others[letter]
 
 
 def _overridden(data: Any, overrides: Sequence[str], where: str) -> dict[str, Any]:

@@ -120,8 +120,12 @@ def _check_index(store: EmbeddingStore, folder: str) -> list[str]:
 
 def _recompute(store: EmbeddingStore, model: str | None, data: str | None, report: Report) -> None:
     """Embed a few samples again and compare, where model and data can be had."""
+    uri = model or store.manifest.model.uri
+    if not uri:
+        report.notes.append("rows were not recomputed: the store does not say which model gave them; name it (--model)")
+        return
     try:
-        encoder = load(model or store.manifest.model.uri)
+        encoder = load(uri)
         source = pairs(data or store.manifest.source.uri)
     except ClipdistillError as error:
         if model or data:
@@ -132,7 +136,7 @@ def _recompute(store: EmbeddingStore, model: str | None, data: str | None, repor
         ("model", encoder, store.manifest.model.fingerprint),
         ("data", source, store.manifest.source.fingerprint),
     ):
-        if now.fingerprint != then:
+        if then and now.fingerprint != then:
             report.findings.append(f"the {name} {now.uri} is not what was embedded: its fingerprint differs")
     autocast = make_autocast(torch.device("cpu"), store.manifest.precision or "float32")
     order = random.Random(0).sample(range(len(source)), min(len(source), 4 * SAMPLES))

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from clipdistill.algebra.nodes import Node
 from clipdistill.data.batches import Batch, Inlet
-from clipdistill.errors import ConfigError, did_you_mean
-from clipdistill.teachers.store import EmbeddingStore
+from clipdistill.errors import ConfigError, ModelError, did_you_mean
+from clipdistill.models.hub import model_folder
+from clipdistill.teachers.manifest import MANIFEST
+from clipdistill.teachers.store import JOB, EmbeddingStore
 from clipdistill.teachers.teacher import TEXT_VIEWS
 
 #: What may follow the question mark of a store, and its one value.
@@ -50,6 +52,30 @@ def open_teacher_store(uri: str) -> tuple[EmbeddingStore, Choices]:
             raise ConfigError(f"{uri}: {key} is '{value}', expected '{CHOICES[key]}', or leave the choice out.")
     keys = {key for key, _ in given}
     return EmbeddingStore.open(path), Choices("views" in keys, "missing" in keys)
+
+
+def is_store(uri: str) -> bool:
+    """Whether a teacher's URI names a folder of stored embeddings, finished or not."""
+    folder = Path(uri if Path(uri).exists() else uri.partition("?")[0])
+    return any((folder / name).is_file() for name in (MANIFEST, JOB))
+
+
+def model_behind(uri: str) -> str | None:
+    """The model that a teacher's URI names: itself, or of a store the one it was made with; None if that is not here.
+
+    Raises:
+        StoreError: there is no finished store.
+    """
+    if not is_store(uri):
+        return uri
+    model = open_teacher_store(uri)[0].manifest.model.uri
+    if not model:
+        return None
+    try:
+        model_folder(model, weights=False)
+    except ModelError:
+        return None
+    return model
 
 
 class StoredTeacher:

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,9 +26,8 @@ from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build, choose_tokenizer
 from clipdistill.models.vocabulary import read_tokenizer
 from clipdistill.progress import console
-from clipdistill.teachers.manifest import MANIFEST
-from clipdistill.teachers.store import JOB, EmbeddingStore
-from clipdistill.teachers.stored import Choices, StoredTeacher, open_teacher_store
+from clipdistill.teachers.store import EmbeddingStore
+from clipdistill.teachers.stored import Choices, StoredTeacher, is_store, open_teacher_store
 from clipdistill.teachers.teacher import LiveTeacher, Teacher
 
 #: A tokenizer is trained on at most so many captions.
@@ -59,12 +57,6 @@ def open_models(config: RunConfig, device: torch.device) -> Opened:
         else:
             opened.encoders[letter] = load(uri, device.type)
     return opened
-
-
-def is_store(uri: str) -> bool:
-    """Whether a teacher's URI names a folder of stored embeddings, finished or not."""
-    folder = Path(uri if Path(uri).exists() else uri.partition("?")[0])
-    return any((folder / name).is_file() for name in (MANIFEST, JOB))
 
 
 def make_teachers(
