@@ -201,13 +201,14 @@ def evaluate(
     image_retrieval: Annotated[str | None, typer.Option(help="Data whose labels or groups say what matches.")] = None,
     zeroshot: Annotated[str | None, typer.Option(help="Labelled data for zero-shot classes, or a classifier.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.html, report.json, CLIP_benchmark JSON.")] = None,
+    width: Annotated[list[int] | None, typer.Option(help="Also cut the student's rows to this width; repeat.")] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a student beside its teacher and any baseline: retrieval both ways, image to image, zero-shot."""
     from clipdistill.evidence.finish import compare_models
 
     names = [student, *(against or [])]
-    evaluations = compare_models(names, data, retrieval, image_retrieval, zeroshot, out)
+    evaluations = compare_models(names, data, retrieval, image_retrieval, zeroshot, out, width or [])
     if as_json:
         from clipdistill.evidence.report import as_dict
 

@@ -11,7 +11,9 @@ from clipdistill.config import SELF, RunConfig
 from clipdistill.errors import ConfigError
 from clipdistill.evaluation.evaluate import Evaluation, Tasks, evaluate
 from clipdistill.evidence.report import write_report
+from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.huggingface import load
+from clipdistill.models.narrow import narrow
 from clipdistill.progress import console
 from clipdistill.teachers.stored import model_behind
 from clipdistill.training.run_folder import LOG, RECORD, STUDENT, read_log
@@ -52,8 +54,12 @@ def compare_models(
     image_retrieval: str | None,
     zeroshot: str | None,
     out: Path | None,
+    widths: Sequence[int] = (),
 ) -> list[Evaluation]:
-    """Evaluate models by URI or run folder; with ``out``, write the report there."""
+    """Evaluate models by URI or run folder; with ``out``, write the report there.
+
+    ``widths`` adds the first model with its rows cut to so many channels, as Matryoshka students allow.
+    """
     tasks = Tasks.open(data, retrieval, image_retrieval, zeroshot)
     if tasks == Tasks():
         raise ConfigError("name data to evaluate on: --data URI, or --retrieval, --image-retrieval, --zeroshot.")
@@ -61,8 +67,18 @@ def compare_models(
         _check_out(out)
     named = dict(zip(_names(uris), uris, strict=True))
     if out is None:
-        return evaluate({name: load(uri) for name, uri in named.items()}, tasks)
-    return report_on(named, tasks, out, " / ".join(named))[0]
+        return evaluate(_loaded(named, widths), tasks)
+    return report_on(named, tasks, out, " / ".join(named), widths)[0]
+
+
+def _loaded(models: Mapping[str, str], widths: Sequence[int]) -> dict[str, DualEncoder]:
+    """Load every model, and after the first one its narrower selves."""
+    loaded: dict[str, DualEncoder] = {}
+    for name, uri in models.items():
+        loaded[name] = load(uri)
+        if len(loaded) == 1:
+            loaded |= {f"{name} @{width}": narrow(loaded[name], width) for width in widths}
+    return loaded
 
 
 def _check_out(out: Path) -> None:
@@ -74,9 +90,11 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"--out {out} holds other files. Name a new folder, or that of an earlier report.")
 
 
-def report_on(models: Mapping[str, str], tasks: Tasks, out: Path, title: str) -> tuple[list[Evaluation], Path]:
+def report_on(
+    models: Mapping[str, str], tasks: Tasks, out: Path, title: str, widths: Sequence[int] = ()
+) -> tuple[list[Evaluation], Path]:
     """Evaluate ``models`` (name to URI or run folder) and write report.html and report.json into ``out``."""
-    evaluations = evaluate({name: load(uri) for name, uri in models.items()}, tasks)
+    evaluations = evaluate(_loaded(models, widths), tasks)
     curves = {name: steps for name, uri in models.items() if (steps := list(read_log(Path(uri) / LOG)))}
     facts: dict[str, Any] = {
         task: source.uri for task in ("retrieval", "image_retrieval", "zeroshot") if (source := getattr(tasks, task))
