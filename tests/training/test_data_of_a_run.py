@@ -266,6 +266,26 @@ def test_unpaired_data_add_the_terms_they_afford(tmp_path: Path, teacher: Path) 
         prepare(run(tmp_path / "other", teacher, unpaired=["scenes:train?n=64"]))
 
 
+def test_unpaired_pictures_may_be_stored_too(tmp_path: Path, teacher: Path, store: Path) -> None:
+    """Of pictures alone only picture rows are read; those without a row are named before the first step."""
+    data = labelled(tmp_path / "pictures")
+    unpaired = [f"{data}?caption=none"]
+    with pytest.raises(StoreError, match="has no row for 48 of the 48 samples"):
+        prepare(run(tmp_path / "run", store, unpaired=unpaired))
+    both = embed(f"{data}?caption=none", str(teacher), tmp_path / "more", workers=0)
+    assert both is not None
+    result = distill(
+        run(
+            tmp_path / "run",
+            tmp_path / "more",
+            recipe=[{"contrast": "SI-ST"}, {"feature": "SI>TI", "name": "fd"}],
+            data=data,
+            unpaired=unpaired,
+        )
+    )
+    assert "fd unpaired 1" in next(read_log(result.folder / "log.jsonl"))["terms"]
+
+
 def test_a_teacher_called_self_follows_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     common = {"recipe": "self-kd", "train": {"ema": 0.5, "steps": 6}}
     whole = distill(run(tmp_path / "whole", "self", **common))

@@ -108,7 +108,7 @@ class StoredTeacher:
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Read the rows the recipe asks for; see :class:`clipdistill.teachers.teacher.Teacher`."""
-        return {str(node): self._rows(node, batch) for node in self._asked}
+        return {str(node): self._rows(node, batch) for node in self._asked if node.side in batch.sides}
 
     def _rows(self, node: Node, batch: Batch) -> Tensor:
         if node.side == "I":

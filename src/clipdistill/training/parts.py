@@ -21,6 +21,8 @@ from clipdistill.teachers.neighbours import nearest
 from clipdistill.teachers.stored import StoredTeacher
 from clipdistill.teachers.teacher import Teacher, inlet
 from clipdistill.training.banks import stored_rows
+from clipdistill.training.checks import check_stored
+from clipdistill.training.opening import Opened
 
 SIDES = {"I": "pictures", "T": "captions"}
 
@@ -73,6 +75,7 @@ def open_unpaired(
     student: DualEncoder,
     teachers: Sequence[Teacher],
     views: Views | None,
+    opened: Opened,
 ) -> Part:
     """Open a source of pictures alone or captions alone.
 
@@ -98,8 +101,9 @@ def open_unpaired(
         mine = teacher.inlet
         keep = Inlet(mine.transform, None) if sides == "I" else Inlet(None, mine.tokenize, mine.texts)
         inlets[teacher.letter] = keep
+    source = check_stored(asked, source, opened)
     return Part(
         source,
-        Batches(source, inlets, views, config.seed),
+        Batches(source, inlets, views, config.seed, sides=sides),
         Order(len(source), config.train.batch_size, config.seed),
     )

@@ -20,7 +20,6 @@ from clipdistill.data.labels import classes_of
 from clipdistill.data.order import NeighbourOrder, Order
 from clipdistill.data.samples import Source
 from clipdistill.data.sources import pairs
-from clipdistill.data.views import Views
 from clipdistill.models.device import choose_device, make_autocast
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.masking import masked_images
@@ -182,7 +181,7 @@ def prepare(config: RunConfig) -> Setup:
         device=device,
         autocast=autocast,
         banks=banks,
-        unpaired=_unpaired(config, recipe, student, working, views),
+        unpaired=[open_unpaired(uri, config, recipe, student, working, views, opened) for uri in config.unpaired],
         pruning=Pruning(student, config.prune, plan) if config.prune else None,
     )
 
@@ -225,10 +224,3 @@ def _still_needed(recipe: Recipe, teacher: Teacher) -> Teacher:
 def _asked(recipe: Recipe, letter: str) -> list[Node]:
     """The nodes of model ``letter`` that a recipe asks for."""
     return [node for node in recipe.nodes if node.model == letter]
-
-
-def _unpaired(
-    config: RunConfig, recipe: Recipe, student: DualEncoder, teachers: Sequence[Teacher], views: Views | None
-) -> list[Part]:
-    """The parts of a run that have pictures alone, or captions alone."""
-    return [open_unpaired(uri, config, recipe, student, teachers, views) for uri in config.unpaired]
