@@ -21,6 +21,8 @@ _HOMES = {
     "distill": "clipdistill.training.stages",
     "embed": "clipdistill.teachers.embed",
     "evaluate": "clipdistill.evaluation.evaluate",
+    "export_store": "clipdistill.teachers.foreign.export",
+    "import_store": "clipdistill.teachers.foreign",
     "load_run": "clipdistill.config",
     "make_run": "clipdistill.config",
     "pairs": "clipdistill.data.sources",
@@ -37,6 +39,8 @@ __all__ = [
     "distill",
     "embed",
     "evaluate",
+    "export_store",
+    "import_store",
     "load_run",
     "make_run",
     "pairs",
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
     from clipdistill.evaluation.evaluate import Tasks, evaluate
     from clipdistill.evidence.report import write_report
     from clipdistill.teachers.embed import embed
+    from clipdistill.teachers.foreign import import_store
+    from clipdistill.teachers.foreign.export import export_store
     from clipdistill.teachers.store import EmbeddingStore
     from clipdistill.training.stages import distill
 
