@@ -55,7 +55,8 @@ def every_metric() -> Iterator[Recipe]:
         for metric, flag, more in itertools.product(metrics, (False, True), special):
             term = {verb: "SI>TT, ST>SI", "metric": metric, "weight": 3, "mutual": flag, "reference": flag, **more}
             name = " ".join([verb, metric, *map(str, more.values()), "mutual reference" if flag else ""])
-            yield Recipe.load({"name": name.strip(), "terms": [{**term, "scale": {"raw": 2.66}, "name": "one"}]})
+            scale = {} if verb == "feature" else {"scale": {"raw": 2.66}}
+            yield Recipe.load({"name": name.strip(), "terms": [{**term, **scale, "name": "one"}]})
 
 
 RECIPES = {name: Recipe.load(name) for name in available()} | {recipe.name: recipe for recipe in every_metric()}

@@ -245,7 +245,9 @@ def test_bad_shapes_and_missing_scales_are_named() -> None:
 
 def test_two_teachers_of_different_width_cannot_be_paired() -> None:
     with pytest.raises(RecipeError, match="only a student node can be adapted"):
-        InteractionGraph(Recipe.load([{"contrast": "TI>UI"}]), {"T": 8, "U": 12})
+        InteractionGraph(Recipe.load([{"relation": "SI>ST", "like": "TI>UT"}]), {"S": 8, "T": 8, "U": 12})
+    with pytest.raises(RecipeError, match="confidence SI>TT compares rows 8 and 12 wide"):
+        InteractionGraph(Recipe.load([{"contrast": "SI-ST", "confidence": "SI>TT"}]), {"S": 8, "T": 12})
 
 
 def test_closed_form_gradients_are_those_of_autograd() -> None:

@@ -120,6 +120,15 @@ def test_defaults_follow_the_papers() -> None:
         ([{"gradient": "SI-ST", "like": ["TI-TT", "UI-UT"]}], "several targets under 'like' belong to relation"),
         ([{"relation": "SI-ST", "like": ["TI-TT", "UI-UT"], "like_scale": [1]}], "has 1 numbers for 2 targets"),
         ([{"contrast": "SI-ST", "confidence": "TI-TT"}], "confidence is one arrow"),
+        (
+            [{"contrast": "SI>TT@bank"}],
+            "and a row's partner need not be among them. Stack them below the batch's: SI>TT|TT@bank",
+        ),
+        ([{"contrast": "TI-TT"}], "teaches the student nothing"),
+        ([{"contrast": "SI-ST", "weight": {"grad_norm": -1}}], "a grad_norm is a positive share"),
+        ([{"feature": "SI>TI", "scale": 5}], "has no 'scale'"),
+        ([{"contrast": "SI-ST", "like_scale": 5}], "'like_scale' is the scale of 'like', and there is none"),
+        ([{"contrast": "SI>SI+TI", "adapter": "teacher"}], "not fused ones"),
         ([{"contrast": "SI-ST", "confidence": "TI>TT@bank"}], "confidence is an arrow within the batch"),
         ([{"gradient": "SI-ST"}], "gradient SI-ST has 2 arrows and needs as many under 'like'"),
         ([{"contrast": "SI-ST", "weight": {"grad_norm": "big"}}], "weight: expected a number"),
@@ -131,7 +140,7 @@ def test_defaults_follow_the_papers() -> None:
         ([{"contrast": "SI-ST", "scale": -1}], "a scale is positive"),
         ([{"contrast": "SI-ST", "scale": {"new": 200}}], "stays within 1 and 100, found 200"),
         ([{"contrast": "SI-ST", "mutual": "yes"}], "true or false"),
-        ([{"feature": "TI>SI"}], "teaches the student nothing, since its target is held fixed"),
+        ([{"feature": "TI>SI"}], "teaches the student nothing: no student's row takes a gradient"),
         ([{"relation": "TI-TT", "like": "SI-ST"}], "teaches the student nothing"),
         ([{"contrast": "SI-ST"}, {"contrast": "SI-ST"}], "second term is called"),
         ([{"contrast": "SI-ST", "name": "a.b"}], "contain a dot"),
@@ -159,3 +168,28 @@ def test_broken_yaml_names_the_file(tmp_path: Path) -> None:
     file.write_text("terms: [{contrast: SI-ST}]\nextra: 1")
     with pytest.raises(RecipeError, match="unknown key 'extra'"):
         Recipe.load(file)
+
+
+def test_a_recipe_is_told_as_formulas() -> None:
+    """Scales, maps, sums and brackets as they are computed."""
+    told = {
+        "task": ({"contrast": "SI-ST"}, "1/2 [CE(gS SI·STᵀ) + CE(gS ST·SIᵀ)]"),
+        "soft": ({"classify": "SI", "like": "TI", "scale": 0.25}, "CE(P(TI@logits); 0.25 SI@logits)"),
+        "gd": ({"gradient": "SI>ST", "like": "TI>TT", "reference": True}, "|∇CE(gS⁻¹ SI·STᵀ) - ∇CE(gT⁻¹ TI·TTᵀ)|²/D"),
+        "bank": ({"contrast": "ST>TI|TI@bank", "scale": {"new": 9}}, "CE(g[bank] ST·(TI|TI@bank)ᵀ)"),
+        "map": ({"contrast": "SI>TI@classes", "scale": 1, "adapter": "teacher"}, "CE(SI·M(TI@classes)ᵀ)"),
+        "afd": ({"contrast": "SI+TI>ST+TT"}, "CE(gS W(SI+TI)·W(ST+TT)ᵀ)"),
+        "ens": (
+            {"relation": "SI>ST", "like": ["TI>TT", "UI>UT"], "metric": "sigmoid"},
+            "Σ BCE(1/2 (σ(gT TI·TTᵀ + bT) + σ(gU UI·UTᵀ + bU)); gS SI·STᵀ + b)",
+        ),
+        "sure": (
+            {"feature": "SI>TI", "metric": "l2", "confidence": "TI>TT"},
+            "|SI - TI|², row i weighed by P(gT TI·TTᵀ)ᵢᵢ over its mean",
+        ),
+    }
+    recipe = Recipe.load([{**term, "name": name, "weight": 2} for name, (term, _) in told.items()])
+    lines = recipe.describe().splitlines()
+    for name, (_, expected) in told.items():
+        assert f"{name} = {expected}" in lines
+    assert "loss = 2 task + 2 soft + 2 gd" in recipe.describe()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 
 from clipdistill.algebra.recipe import Recipe
@@ -18,7 +19,8 @@ from clipdistill.config import RunConfig, load_run
 from clipdistill.data.samples import Base64Line
 from clipdistill.data.sources import pairs
 from clipdistill.data.views import Augmentation, draw
-from clipdistill.errors import ConfigError
+from clipdistill.errors import ConfigError, ModelError
+from clipdistill.models.chinese_clip_layout import to_original
 from clipdistill.training.loop import distill
 from tiny_runs import TINY, tiny_run, write_chinese_clip
 
@@ -164,6 +166,10 @@ def test_a_flag_without_effect_is_named_once_with_the_reason(split: Path, flag: 
         ("--kd_loss_weight 1", "--kd-loss-weight has no effect: there is no --distillation"),
         ("--batch-size 5", "32 passes over 25 pairs are 160 steps of 5"),
         ("--accum-freq 2", "all with all, in one batch"),
+        (
+            "--distllation --teacher-model-name damo/multi-modal_clip-vit-huge-patch14_zh",
+            "taken from ModelScope; the same model is OFA-Sys/chinese-clip-vit-huge-patch14 on Hugging Face",
+        ),
     ],
 )
 def test_what_deserves_a_word_gets_a_line(split: Path, words: str, remark: str) -> None:
@@ -186,16 +192,8 @@ def test_pictures_without_a_text_are_told_and_allowed(tmp_path: Path) -> None:
         ("--resume=m --use-augment", "--use-augment: AutoAugment is not drawn here. Leave it out and add augment.crop"),
         ("--resume=m --precision=fp16", "expected amp or fp32"),
         ("--resume=m --logs=None", "a run always writes a folder"),
-        (
-            "--resume=clip_cn_vit-b-16.pt",
-            "Convert it with transformers' convert_chinese_clip_original_pytorch_to_hf.py",
-        ),
         ("", "--resume is missing"),
         ("--resume=m --distllation", "needs --teacher-model-name"),
-        (
-            "--resume=m --distllation --teacher-model-name damo/multi-modal_clip-vit-huge-patch14_zh",
-            "The same model is OFA-Sys/chinese-clip-vit-huge-patch14",
-        ),
         (
             "--resume=m --kd_loss_wieght=1",
             "unknown flag '--kd_loss_wieght' of Chinese-CLIP. Did you mean 'kd-loss-weight'",
@@ -230,6 +228,30 @@ def test_flags_that_describe_the_student_are_held_against_it(split: Path, tmp_pa
     assert "is in no Hugging Face folder" in refusal(split, resume, "--vision-model=RN50")
     assert "is (3, 768) (layers, width)" in refusal(split, resume, "--text-model=RoBERTa-wwm-ext-base-chinese")
     assert "reads 52 tokens" in refusal(split, resume, "--context-length=64")
+
+
+def test_their_names_of_teachers_are_those_of_modelscope(split: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    name = "damo/multi-modal_rleg-vit-large-patch14"
+    words = ["--distllation", f"--teacher-model-name={name}"]
+    assert run_of(split, *words).teachers == {"T": f"ms:{name}"}
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert run_of(split, *words).teachers == {"T": name}
+
+
+def test_a_checkpoint_of_theirs_is_held_against_the_flags(split: Path, tmp_path: Path) -> None:
+    path = tmp_path / "clip_cn_vit-b-16.pt"
+    with pytest.raises(ModelError, match="no checkpoint at"):
+        run_of(split, student=f"--resume={path}")
+    towers = {"hidden_size": 768, "num_hidden_layers": 1}
+    text = towers | {"vocab_size": 9, "intermediate_size": 32}
+    config = hf.ChineseCLIPConfig(text_config=text, vision_config=towers | {"patch_size": 16})
+    with torch.device("meta"):
+        weights = hf.ChineseCLIPModel(config).state_dict()
+    empty = {name: torch.zeros(()).expand(value.shape) for name, value in weights.items()}
+    torch.save({"state_dict": to_original(empty)}, path)
+    assert run_of(split, student=f"--resume={path}").student.pretrained == str(path)
+    assert "(224, 16, 1, 768) (pixels, patch" in refusal(split, f"--resume={path}", "--vision-model=ViT-B-16")
 
 
 def test_a_new_student_may_be_described_instead(split: Path) -> None:

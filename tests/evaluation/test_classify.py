@@ -13,9 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from clipdistill.cli import main
+from clipdistill.data.labels import class_numbers
 from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
-from clipdistill.evaluation.classify import accuracies, class_numbers, label_ranks
+from clipdistill.evaluation.classify import accuracies, label_ranks
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.evidence.report import as_dict, table, write_report
 from clipdistill.models.presets import StudentSpec

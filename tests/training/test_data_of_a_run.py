@@ -131,7 +131,7 @@ def test_a_mined_bank_holds_the_nearest_stored_rows(tmp_path: Path, store: Path)
     batch = first_batch(setup)
     rows, keys = bank_of(setup, batch)
     assert {node: list(matrix.shape) for node, matrix in rows.items()} == {"TI@bank": [16, 24], "TT@bank": [16, 24]}
-    assert keys.shape == (16, 3)
+    assert keys.shape == (16, 4)
     own = setup.teachers[0].embed(batch)["TI"]
     everything = setup.teachers[0].store.rows("I", [pairs(DATA)[place].id for place in range(64)])  # type: ignore[attr-defined]
     others = np.delete(everything, batch.positions, axis=0)

@@ -83,5 +83,5 @@ def test_every_recipe_trains_a_student_of_another_width(
     entries = list(read_log(result.folder / "log.jsonl"))
     assert [entry["step"] for entry in entries] == list(range(1, 25))
     found = [entry["loss"] for entry in entries]
-    assert max(found[-4:]) < found[0]
+    assert sum(found[-6:]) < sum(found[:6])
     assert (result.student / "clipdistill.json").is_file()

@@ -1,15 +1,16 @@
 """A term as a formula, in the notation of the papers.
 
-``g`` is a logit scale, ``SI·STᵀ`` the similarities of unit rows, ``P`` a row softmax, ``σ`` a sigmoid, ``CE`` cross
-entropy against each row's partner; everything is averaged over rows.
+``g`` is a logit scale, ``g[icl]`` one that a term learns, ``SI·STᵀ`` the similarities of unit rows, ``P`` a row
+softmax, ``σ`` a sigmoid, ``CE`` cross entropy against each row's partner, ``M`` a learned map of the teacher's rows, ``W`` of
+fused ones, ``Σ`` a sum over candidates; everything is averaged over rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipdistill.algebra.nodes import Arrow
-from clipdistill.algebra.term import GradNorm, NewScale, Scale, Term
+from clipdistill.algebra.nodes import Arrow, Node
+from clipdistill.algebra.term import GradNorm, NewScale, Term
 
 
 def total(terms: Sequence[Term]) -> str:
@@ -18,11 +19,13 @@ def total(terms: Sequence[Term]) -> str:
 
 
 def formula(term: Term) -> str:
-    """One term, ``crd = ½ [KL(P(gT TI·TTᵀ) ‖ P(gS SI·STᵀ)) + ...]``."""
+    """One term, ``crd = 1/2 [KL(P(gT TI·TTᵀ) ‖ P(gS SI·STᵀ)) + ...]``."""
     parts = [_one(term, index) for index in range(len(term.arrows))]
     mean = parts[0] if len(parts) == 1 else f"1/{len(parts)} [" + " + ".join(parts) + "]"
-    weighed = f", rows weighed by P({_logits(term.confidence, None)})" if term.confidence else ""
-    return f"{term.name} = {mean}{weighed}"
+    if not term.confidence:
+        return f"{term.name} = {mean}"
+    sure = f"P(g{term.confidence.anchor.model} {_similar(term, term.confidence)})ᵢᵢ"
+    return f"{term.name} = {mean}, row i weighed by {sure} over its mean"
 
 
 def _weight(term: Term) -> str:
@@ -35,36 +38,39 @@ def _one(term: Term, index: int) -> str:
     """One arrow's part."""
     arrow = term.arrows[index]
     if term.verb == "feature":
+        anchor, other = _node(term, arrow.anchor), _node(term, arrow.other)
         return {
-            "mse": f"|{arrow.anchor} - {arrow.other}|²/D",
-            "l2": f"|{arrow.anchor} - {arrow.other}|²",
-            "cosine": f"(1 - cos({arrow.anchor}, {arrow.other}))",
+            "mse": f"|{anchor} - {other}|²/D",
+            "l2": f"|{anchor} - {other}|²",
+            "cosine": f"(1 - cos({anchor}, {other}))",
         }[term.metric]
+    names = list(term.scales)
     if term.verb == "classify":
-        return _classify(term, index)
-    logits = _logits(arrow, term.scale)
+        return _classify(term, index, names)
+    logits = _logits(term, arrow, names[0])
     if term.verb == "contrast":
         return f"CE({logits})" if term.metric == "softmax" else f"Σ -log σ(±({logits} + b))"
-    likes = [_logits(target[index], scale) for target, scale in zip(term.like, term.like_scale, strict=True)]
-    return _compared(term, logits, likes)
+    likes = [_logits(term, target[index], name) for target, name in zip(term.like, names[1:], strict=True)]
+    letters = [target[index].anchor.model for target in term.like]
+    return _compared(term, logits, likes, letters)
 
 
-def _compared(term: Term, logits: str, likes: list[str]) -> str:
+def _compared(term: Term, logits: str, likes: list[str], letters: list[str]) -> str:
     if term.verb == "gradient":
         return f"|∇CE({logits}) - ∇CE({likes[0]})|²/D"
     if term.metric == "mse":
-        return f"mean({logits} - {_mean(likes)})²"
+        return f"mean ({logits} - {_mean(likes)})²"
     if term.metric == "sigmoid":
-        p = _mean([f"σ({like} + b)" for like in likes])
-        return f"-Σ log σ((2 {p} - 1)({logits} + b))" if term.reference else f"BCE({p}; {logits} + b)"
+        p = _mean([f"σ({like} + b{letter})" for like, letter in zip(likes, letters, strict=True)])
+        return f"-Σ log σ((2 {p} - 1)({logits} + b))" if term.reference else f"Σ BCE({p}; {logits} + b)"
     q = _mean([f"P({like})" for like in likes])
     return f"KL({q} ‖ P({logits}))" if term.metric == "kl" else f"CE({q}; {logits})"
 
 
-def _classify(term: Term, index: int) -> str:
-    logits = str(term.arrows[index].anchor)
+def _classify(term: Term, index: int, names: list[str]) -> str:
+    logits = _factor(term, names[0]) + str(term.arrows[index].anchor)
     logits = f"P({logits})" if term.reference else logits
-    target = f"P({term.like[0][index].anchor})" if term.like else "label"
+    target = f"P({_factor(term, names[1])}{term.like[0][index].anchor})" if term.like else "label"
     return f"CE({target}; {logits})"
 
 
@@ -72,14 +78,30 @@ def _mean(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"1/{len(parts)} ({' + '.join(parts)})"
 
 
-def _logits(arrow: Arrow, scale: Scale | None) -> str:
+def _logits(term: Term, arrow: Arrow, name: str) -> str:
     """The similarities of an arrow under its scale, ``gS SI·STᵀ``."""
-    other = f"({arrow.other})" if arrow.other.stacked else str(arrow.other)
-    letter = arrow.anchor.model if scale is None else scale
-    if isinstance(letter, str):
-        factor = f"g{letter} "
-    elif isinstance(letter, NewScale):
-        factor = "g "
-    else:
-        factor = "" if letter == 1 else f"{letter:g} "
-    return f"{factor}{arrow.anchor}·{other}ᵀ"
+    return _factor(term, name) + _similar(term, arrow)
+
+
+def _similar(term: Term, arrow: Arrow) -> str:
+    return f"{_node(term, arrow.anchor)}·{_node(term, arrow.other)}ᵀ"
+
+
+def _node(term: Term, node: Node) -> str:
+    """A node as the term reads it: fused by a map W, the teacher's under CLIP-Embed-KD's map M, stacked in brackets."""
+    layers = [f"W({layer})" if layer.fused else str(layer) for layer in node.layers]
+    if term.adapter == "teacher" and not node.is_student:
+        layers = [f"M({layer})" for layer in layers]
+    return layers[0] if len(layers) == 1 else f"({'|'.join(layers)})"
+
+
+def _factor(term: Term, name: str) -> str:
+    """A scale before what it multiplies; a learned one has the term's name."""
+    scale = term.scales[name]
+    inverse = term.verb == "gradient" and term.reference
+    if isinstance(scale, NewScale):
+        scale = f"[{name}]"
+    if isinstance(scale, str):
+        return f"g{scale}⁻¹ " if inverse else f"g{scale} "
+    value = 1 / scale if inverse else scale
+    return "" if value == 1 else f"{value:g} "

@@ -6,7 +6,7 @@ Legend: ``b`` rows of this rank, ``N`` candidates, ``D`` width of a node.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from clipdistill.algebra.recipe import Recipe
 from clipdistill.algebra.rows import Embeddings, Rows, as_keys, by_node, checked, unit
 from clipdistill.algebra.term import MAX_SCALE, GradNorm, NewScale, Scale, Term
 from clipdistill.algebra.weights import measure
+from clipdistill.algebra.widths import Widths, adapter_key
 from clipdistill.errors import RecipeError, did_you_mean
 
 #: SigLIP's initial logit bias (arXiv 2303.15343, section 3.2): most pairs are negatives, so start from "no".
@@ -65,6 +66,7 @@ class InteractionGraph(nn.Module):
         recipe = Recipe.load(recipe)
         self.recipe = recipe
         self.widths = dict(widths)
+        self._widths = Widths(self.widths, recipe.name)
         for node in recipe.nodes:
             if node.model not in widths:
                 raise RecipeError(
@@ -90,45 +92,16 @@ class InteractionGraph(nn.Module):
             if node.fused and str(node) not in self.fusions:
                 joined = sum(self.widths[part.model] for part in node.parts)
                 self.fusions[str(node)] = nn.Linear(joined, self.widths[node.model])
-        for node, width in self._meetings(term):
-            key = _adapter_key(node, width)
-            learned = term.adapter != "interpolate" and self.widths[node.model] != width
-            if learned and key not in self.adapters:
+        for node, width in self._widths.meetings(term):
+            key = adapter_key(node, width)
+            if self._widths.is_mapped(term, node, width) and key not in self.adapters:
                 self.adapters[key] = nn.Linear(self.widths[node.model], width, bias=term.adapter == "teacher")
+        self._widths.check_confidence(term)
         for name, scale in term.scales.items():
             if isinstance(scale, NewScale):
                 self.scales[name] = nn.Parameter(torch.tensor(scale.initial if scale.raw else math.log(scale.initial)))
         if term.metric == "sigmoid" and _bias_key(term) not in self.biases:
             self.biases[_bias_key(term)] = nn.Parameter(torch.tensor(INITIAL_BIAS))
-
-    def _meetings(self, term: Term) -> Iterator[tuple[Node, int]]:
-        """Every node that an arrow brings together with another, with the width at which they meet."""
-        if term.verb == "classify":
-            return
-        for index, arrow in enumerate(term.arrows):
-            like = tuple(target[index] for target in term.like)
-            for meeting in (arrow, *like):
-                width = self._joint_width(term, meeting, like)
-                yield from ((node, width) for node in (meeting.anchor, *meeting.other.layers))
-
-    def _joint_width(self, term: Term, arrow: Arrow, like: tuple[Arrow, ...]) -> int:
-        """The width at which an arrow's ends meet: a teacher's if there is one, since only students are adapted.
-
-        Gradients live where rows do, so those of the student meet those of the teacher at the teacher's width.
-        """
-        nodes = [arrow.anchor, *arrow.other.layers]
-        if term.adapter == "teacher":
-            return self.widths[next((node for node in nodes if node.is_student), nodes[0]).model]
-        if term.verb == "gradient":
-            nodes += [node for target in like for node in (target.anchor, target.other)]
-        fixed = [node for node in nodes if not node.is_student]
-        if len({self.widths[node.model] for node in fixed}) > 1:
-            sizes = " with ".join(f"{node} ({self.widths[node.model]} wide)" for node in fixed)
-            raise RecipeError(
-                f"recipe {self.recipe.name}, term {term} pairs {sizes}: "
-                "only a student node can be adapted to another width."
-            )
-        return self.widths[fixed[0].model if fixed else arrow.anchor.model]
 
     def forward(
         self,
@@ -157,11 +130,14 @@ class InteractionGraph(nn.Module):
         Raises:
             RecipeError: a needed node or scale is missing (the message names the term), or shapes do not fit.
         """
+        if not embeddings:
+            raise RecipeError(f"recipe {self.recipe.name}: no embeddings are given.")
         device = next(iter(embeddings.values())).device
         # Under a caller's autocast the products would be in half precision, and gradients several percent off.
         with torch.autocast(device.type, enabled=False):
             given = by_node(embeddings)
-            terms = [term for term in self.recipe.terms if not partial or set(term.nodes) <= given.keys()]
+            labelled = labels is not None
+            terms = [term for term in self.recipe.terms if not partial or _affordable(term, given, labelled)]
             if not terms:
                 raise RecipeError(f"recipe {self.recipe.name}: no term can be computed from {_listed(given)} alone.")
             units = self._units(given, terms)
@@ -243,7 +219,7 @@ class InteractionGraph(nn.Module):
 
     def _feature(self, term: Term, index: int, given: _Given) -> PerRow:
         arrow = term.arrows[index]
-        width = self._joint_width(term, arrow, ())
+        width = self._widths.joint(term, arrow)
         anchor, other = (self._fit(term, node, given.rows.units[node], width) for node in (arrow.anchor, arrow.other))
         return objectives.FEATURE[term.metric](anchor, other if term.mutual else other.detach())
 
@@ -277,8 +253,11 @@ class InteractionGraph(nn.Module):
         if term.reference:  # the published code takes the softmax of the softmax
             logits = logits.softmax(dim=1)
         if not term.like:
-            if given.rows.labels is None:
-                raise RecipeError(f"recipe {self.recipe.name}, term {term} needs labels, and none are given.")
+            if given.rows.labels is None or not _within(given.rows.labels, logits.shape[1]):
+                raise RecipeError(
+                    f"recipe {self.recipe.name}, term {term} needs the class of every row: expected labels from 0 to "
+                    f"{logits.shape[1] - 1}, found {_range(given.rows.labels)}."
+                )
             return objectives.classify(logits, given.rows.labels)
         target_node, (_, name) = term.like[0][index].anchor, list(term.scales)
         target = self._scale(term, name, given) * given.rows.units[target_node]
@@ -298,7 +277,7 @@ class InteractionGraph(nn.Module):
         scale = self._number(term, arrow.anchor.model, given)
         p = (scale * anchor @ other.T).softmax(dim=1)
         sure = (p * given.rows.positives(arrow.other)).sum(dim=1)
-        return sure * given.rows.split.total / summed(sure.sum(), given.rows.split)
+        return sure * given.rows.split.total / summed(sure.sum(), given.rows.split).clamp(min=1e-30)
 
     def _logits(self, term: Term, arrow: Arrow, like: tuple[Arrow, ...], name: str, given: _Given) -> Tensor:
         anchor, other = self._pair(term, arrow, like, given)
@@ -306,26 +285,23 @@ class InteractionGraph(nn.Module):
 
     def _pair(self, term: Term, arrow: Arrow, like: tuple[Arrow, ...], given: _Given) -> tuple[Tensor, Tensor]:
         """This rank's anchors and all candidates of an arrow, ``[b, D]`` and ``[N, D]``, at one width."""
-        width = self._joint_width(term, arrow, like)
+        width = self._widths.joint(term, arrow, like)
         anchor = self._fit(term, arrow.anchor, given.rows.units[arrow.anchor], width)
-        layers = [
-            self._fit(term, layer, self._candidates(term, layer, width, given), width) for layer in arrow.other.layers
-        ]
+        layers = [self._fit(term, layer, self._candidates(term, layer, given), width) for layer in arrow.other.layers]
         return anchor, layers[0] if len(layers) == 1 else torch.cat(layers)
 
-    def _candidates(self, term: Term, layer: Node, width: int, given: _Given) -> Tensor:
-        mapped = term.adapter == "teacher" and self.widths[layer.model] != width
-        if term.reference and mapped:  # CLIP-Embed-KD's code maps rows of any length
+    def _candidates(self, term: Term, layer: Node, given: _Given) -> Tensor:
+        if term.reference and term.adapter == "teacher" and not layer.is_student:
+            # CLIP-Embed-KD's code maps rows of any length.
             rows = given.rows.raw[layer]
             return rows if layer.is_bank else gather(rows, given.rows.split)
         return given.rows.everywhere(layer)
 
     def _fit(self, term: Term, node: Node, rows: Tensor, width: int) -> Tensor:
         """Rows of a node at a width: mapped or stretched where it is another than theirs."""
-        if rows.shape[1] == width:
-            return rows
-        interpolated = term.adapter == "interpolate"
-        return unit(objectives.stretch(rows, width) if interpolated else self.adapters[_adapter_key(node, width)](rows))
+        if self._widths.is_mapped(term, node, width):
+            return unit(self.adapters[adapter_key(node, width)](rows))
+        return rows if rows.shape[1] == width else unit(objectives.stretch(rows, width))
 
     def _bias(self, term: Term, arrow: Arrow, given: _Given) -> float | Tensor:
         """The logit bias of an arrow: the anchor model's own, else for a student the one learned here."""
@@ -374,15 +350,23 @@ class InteractionGraph(nn.Module):
         return {t.name: found[t.name] if isinstance(t.weight, GradNorm) else t.weight for t in terms}
 
 
+def _affordable(term: Term, given: Mapping[Node, Tensor], labelled: bool) -> bool:
+    """Whether all that a term reads is given."""
+    return set(term.nodes) <= given.keys() and (labelled or term.verb != "classify" or bool(term.like))
+
+
 def _listed(given: Mapping[Node, Tensor]) -> str:
     return ", ".join(sorted(map(str, given)))
+
+
+def _within(labels: Tensor, classes: int) -> bool:
+    return bool(((labels >= 0) & (labels < classes)).all())
+
+
+def _range(labels: Tensor | None) -> str:
+    return "none" if labels is None else f"{int(labels.min())} to {int(labels.max())}"
 
 
 def _bias_key(term: Term) -> str:
     """Sigmoid terms under the same model's scale share the bias learned for it, the others have their own."""
     return term.scale if isinstance(term.scale, str) else term.name
-
-
-def _adapter_key(node: Node, width: int) -> str:
-    """The name of a node's adapter to another width, ``SI_to_768``; views of a node share it."""
-    return f"{node if node.fused else node.model + node.side}_to_{width}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from clipdistill.algebra.nodes import LOGITS, Arrow, Node, parse_arrows
+from clipdistill.algebra.nodes import BANK, LOGITS, Arrow, Node, parse_arrows
 from clipdistill.algebra.term import ADAPTERS, COMPARING, MAX_SCALE, VERBS, GradNorm, NewScale, Scale, Term, spell
 from clipdistill.errors import RecipeError, did_you_mean
 
@@ -41,6 +41,7 @@ def read_term(item: Any, where: str, taken: set[str]) -> Term:
     except RecipeError as error:
         raise RecipeError(f"{where} ({verb}): {error}") from error
     _check_like(verb, arrows, like, where)
+    _check_idle(verb, item, where)
     metric = _metric(verb, item, where)
     # Similarities compared as they are carry no temperature; softmaxes carry their model's own.
     bare = verb in ("feature", "classify") or (verb, metric) == ("relation", "mse")
@@ -120,6 +121,14 @@ def _check_like(verb: str, arrows: tuple[Arrow, ...], like: tuple[tuple[Arrow, .
         raise RecipeError(f"{where}: 'like' belongs to {', '.join(COMPARING)} and classify, not to {verb}.")
 
 
+def _check_idle(verb: str, item: Mapping[str, Any], where: str) -> None:
+    """Refuse keys that would say nothing."""
+    if verb == "feature" and "scale" in item:
+        raise RecipeError(f"{where}: a feature compares unit rows and has no 'scale'.")
+    if "like_scale" in item and "like" not in item:
+        raise RecipeError(f"{where}: 'like_scale' is the scale of 'like', and there is none.")
+
+
 def _check_ends(term: Term, where: str) -> None:
     """Refuse banks, stacks and logits where rows of the batch are meant."""
     for node in term.ends:
@@ -134,6 +143,15 @@ def _check_ends(term: Term, where: str) -> None:
             )
         if term.verb in ("feature", "gradient") and (arrow.other.stacked or arrow.other.is_bank):
             raise RecipeError(f"{where}: {term.verb} pairs row with row, and {arrow.other} is no row of the batch.")
+    if term.verb == "contrast" and term.metric == "softmax":
+        for arrow in term.arrows:
+            if all(layer.view == BANK for layer in arrow.other.layers):
+                raise RecipeError(
+                    f"{where}: {arrow} has stored candidates only, and a row's partner need not be among them. Stack "
+                    f"them below the batch's: {arrow.anchor}>{arrow.other.model}{arrow.other.side}|{arrow.other}."
+                )
+    if term.adapter == "teacher" and any(node.fused for end in term.ends for node in end.layers):
+        raise RecipeError(f"{where}: adapter teacher maps plain teacher nodes, not fused ones.")
     if term.confidence and (term.verb == "gradient" or term.confidence.other.stacked or term.confidence.other.is_bank):
         raise RecipeError(f"{where}: confidence is an arrow within the batch, for any verb but gradient.")
 
@@ -146,10 +164,10 @@ def _check_learner(term: Term, where: str) -> None:
         if term.verb in ("feature", "classify")
         else [end for arrow in term.arrows for end in (arrow.anchor, arrow.other)]
     )
-    if comparing and not any(part.is_student for node in learners for part in node.parts):
+    if (comparing or term.verb == "contrast") and not any(part.is_student for node in learners for part in node.parts):
         raise RecipeError(
-            f"{where}: {term} teaches the student nothing, since its target is held fixed. Put the student first, "
-            "as in SI>TI, or add mutual: true."
+            f"{where}: {term} teaches the student nothing: no student's row takes a gradient from it. Put the student "
+            "first, as in SI>TI" + (", or add mutual: true." if term.verb != "contrast" else ".")
         )
 
 
@@ -188,7 +206,10 @@ def _flag(item: Mapping[str, Any], key: str, where: str) -> bool:
 
 def _weight(value: Any, where: str) -> float | GradNorm:
     if isinstance(value, Mapping) and set(value) == {"grad_norm"}:
-        return GradNorm(_number(value["grad_norm"], f"{where}: weight"))
+        share = _number(value["grad_norm"], f"{where}: weight")
+        if share <= 0:
+            raise RecipeError(f"{where}: weight: a grad_norm is a positive share of the others', found {share:g}.")
+        return GradNorm(share)
     return _number(value, f"{where}: weight")
 
 

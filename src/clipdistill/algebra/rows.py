@@ -82,8 +82,11 @@ class Rows:
 
     def _of_class(self, layer: Node) -> Tensor:
         """Each row's own class."""
-        if self.labels is None or bool((self.labels < 0).any()):
-            raise RecipeError(f"node {layer} needs the class number of every row: expected labels, 0 or more.")
+        classes = len(self.units[layer])
+        if self.labels is None or not bool(((self.labels >= 0) & (self.labels < classes)).all()):
+            raise RecipeError(
+                f"node {layer} has {classes} rows, one per class: expected labels from 0 to {classes - 1} for all rows."
+            )
         return self.labels[:, None] == torch.arange(len(self.units[layer]), device=self.labels.device)
 
 

@@ -16,8 +16,9 @@ from typing import Any
 from clipdistill.coming_from.chinese_clip_flags import IDLE, REFUSED, Flags, read_flags
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError, did_you_mean
-from clipdistill.models.hub import model_folder
-from clipdistill.models.huggingface import read_config
+from clipdistill.models import chinese_clip
+from clipdistill.models.hub import checkpoint_file, model_folder
+from clipdistill.models.huggingface import FAMILIES, read_config
 from clipdistill.training.run_folder import CONFIG
 
 #: Pixels, patch, layers and width of the picture towers; None: no Hugging Face folder has it.
@@ -87,12 +88,7 @@ def _check_student(flags: Flags, overrides: Sequence[str]) -> None:
             "--resume is missing: name the student to fine-tune, a Hugging Face folder or name such as "
             "--resume=OFA-Sys/chinese-clip-vit-base-patch16, or describe a new one, as student.preset=vit-tiny-16."
         )
-    if Path(uri).suffix == ".pt":
-        raise ConfigError(
-            f"--resume {uri}: checkpoints of Chinese-CLIP are not read; expected a Hugging Face folder. Convert it "
-            "with transformers' convert_chinese_clip_original_pytorch_to_hf.py, or take the same model from the hub: "
-            "OFA-Sys/chinese-clip-vit-base-patch16, -large-patch14, -large-patch14-336px or -huge-patch14."
-        )
+    checkpoint_file(uri)  # if it is one, it must be there
     if {"vision-model", "text-model", "context-length"} & set(flags.given):
         _check_towers(flags, uri)
 
@@ -103,7 +99,10 @@ def _among(name: str, flags: Flags, known: dict[str, Any]) -> None:
 
 
 def _check_towers(flags: Flags, uri: str) -> None:
-    family, config = read_config(model_folder(uri, weights=False))
+    if file := checkpoint_file(uri):
+        family, config = FAMILIES["chinese_clip"], chinese_clip.read_config(file)
+    else:
+        family, config = read_config(model_folder(uri, weights=False))
     vision, text = config.vision_config, config.text_config
     shape = ("image_size", "patch_size", "num_hidden_layers", "hidden_size")
     found = tuple(getattr(vision, key, None) for key in shape)
@@ -133,7 +132,7 @@ def _models(flags: Flags, remarks: list[str]) -> Iterator[str]:
     terms = [f"{{contrast: {image}-ST, name: task}}"]
     teacher, weight = None, flags["kd-loss-weight"]
     if "distillation" in flags:
-        teacher = _teacher(flags["teacher-model-name"])
+        teacher = _teacher(flags["teacher-model-name"], remarks)
         terms.append(f"{{feature: {image}>TI, metric: cosine, weight: {weight:g}, name: image_cosine}}")
         remarks.append("--distillation: other widths meet by a learned linear map; their rule is adapter: interpolate")
     else:
@@ -152,15 +151,13 @@ def _models(flags: Flags, remarks: list[str]) -> Iterator[str]:
         yield "student.freeze=image"
 
 
-def _teacher(name: str | None) -> str:
+def _teacher(name: str | None, remarks: list[str]) -> str:
     if name is None:
-        raise ConfigError("--distillation needs --teacher-model-name=MODEL, a Hugging Face folder or name.")
+        raise ConfigError("--distillation needs --teacher-model-name=MODEL, a folder or a name.")
     if name.split("/")[0] in _MODELSCOPE and not Path(name).is_dir():
-        same = f"The same model is {_ON_THE_HUB[name]}. " if name in _ON_THE_HUB else ""
-        raise ConfigError(
-            f"--teacher-model-name {name} is a ModelScope model, which is not read. {same}Name a Hugging Face folder "
-            "or name: CLIP, Chinese-CLIP, SigLIP, SigLIP 2 or a VisionTextDualEncoder."
-        )
+        same = f"; the same model is {_ON_THE_HUB[name]} on Hugging Face" if name in _ON_THE_HUB else ""
+        remarks.append(f"--teacher-model-name: {name} is taken from ModelScope{same}")
+        return f"ms:{name}"
     return name
 
 

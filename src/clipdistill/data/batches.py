@@ -64,7 +64,7 @@ class Batch:
     caption, and of the sample's group; rows that share one are positives of each other, -1 is no key. ``skipped``
     names the rows that could not be read, with the reason. ``captions`` are the captions drawn, by text view,
     ``positions`` the rows' places in the source, ``labels`` their class numbers, ``int64 [B]``, where they were asked
-    for. ``sides`` says whether the source has pictures, captions or both.
+    for.
     """
 
     ids: list[str]
@@ -76,7 +76,6 @@ class Batch:
     captions: dict[str, list[str]] = field(default_factory=dict)
     positions: list[int] = field(default_factory=list)
     labels: Tensor | None = None
-    sides: str = "IT"
 
     def take(self, rows: Sequence[int]) -> Batch:
         """The batch of some of its rows, in the order given."""
@@ -126,8 +125,7 @@ class Batches(Dataset[Batch]):
         inlets: what each model takes, by letter.
         views: what each epoch shows of a picture; None shows every picture whole, as in evaluation.
         seed: of the choice of captions, together with sample id and epoch.
-        classes: the names of the labels; without any, labels are not read.
-        sides: what the source has: pictures, captions or both.
+        numbers: the class number of each label; without any, labels are not read.
     """
 
     def __init__(
@@ -136,11 +134,10 @@ class Batches(Dataset[Batch]):
         inlets: Mapping[str, Inlet],
         views: Views | None,
         seed: int = 0,
-        classes: Sequence[str] = (),
-        sides: str = "IT",
+        numbers: Mapping[str, int] | None = None,
     ) -> None:
-        self.source, self.inlets, self.views, self.seed, self.sides = source, dict(inlets), views, seed, sides
-        self.numbers = {name: number for number, name in enumerate(classes)}
+        self.source, self.inlets, self.views, self.seed = source, dict(inlets), views, seed
+        self.numbers = dict(numbers or {})
         self.sees = any(inlet.transform for inlet in inlets.values())
         self.texts = sorted({view for inlet in inlets.values() for view in inlet.texts})
 
@@ -168,7 +165,6 @@ class Batches(Dataset[Batch]):
             captions=captions,
             positions=[row.position for row in kept],
             labels=torch.tensor([row.label for row in kept], dtype=torch.int64) if self.numbers else None,
-            sides=self.sides,
         )
 
     def _read(self, position: int, sample: Sample, epoch: int) -> _Row:

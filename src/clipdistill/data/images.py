@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clipdistill.data.samples import Base64Line, Picture
+from clipdistill.data.samples import Base64Line, Picture, TarMember
 from clipdistill.errors import DataError
 
 #: A picture with more pixels is refused before it is decoded.
@@ -41,7 +41,7 @@ def decode(picture: Picture, want: tuple[int, int] | None = None) -> Image.Image
             return _from_array(picture)
         return _from_bytes(picture if isinstance(picture, bytes) else picture.read_bytes(), want)
     except Exception as error:  # Pillow's readers raise anything on damaged files
-        where = f"{picture}: " if isinstance(picture, (Path, Base64Line)) else ""
+        where = f"{picture}: " if isinstance(picture, (Path, Base64Line, TarMember)) else ""
         raise DataError(where + _reason(error)) from error
 
 
@@ -50,7 +50,7 @@ def fetch(picture: Picture) -> Picture:
 
     Raises :class:`DataError` with one reason.
     """
-    if not isinstance(picture, (Path, Base64Line)):
+    if not isinstance(picture, (Path, Base64Line, TarMember)):
         return picture
     try:
         return picture.read_bytes()
@@ -67,7 +67,7 @@ def full_size(image: Image.Image) -> tuple[int, int]:
 def content_hash(picture: Picture) -> str:
     """Hash the bytes of a picture: equal for identical files, 32 hexadecimal digits; raises OSError for no file.
 
-    For a line of a file that is not base64, raises :class:`DataError`.
+    For a line of a file that is not base64, and a tar that has changed, raises :class:`DataError`.
     """
     if isinstance(picture, np.ndarray):
         data = repr(picture.shape).encode() + picture.tobytes()

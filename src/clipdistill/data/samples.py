@@ -44,9 +44,31 @@ class Base64Line:
         return f"{self.path}:{self.line}"
 
 
+@dataclass(frozen=True)
+class TarMember:
+    """A picture inside the tar ``path``, there called ``name``: ``size`` bytes from ``start``."""
+
+    path: Path
+    name: str
+    start: int
+    size: int
+
+    def read_bytes(self) -> bytes:
+        """Read it now, and nothing else of the tar; raises OSError, and :class:`DataError` if the tar ends before."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            data = file.read(self.size)
+        if len(data) < self.size:
+            raise DataError("the tar has changed since it was opened: it ends before this picture does")
+        return data
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.name} at byte {self.start}"
+
+
 _URLSAFE = bytes.maketrans(b"-_", b"+/")
-#: A picture before decoding: a file, a line of one, encoded bytes, or pixels already drawn (``uint8 [H, W, 3]``).
-Picture = Path | Base64Line | bytes | NDArray[np.uint8]
+#: A picture before decoding: a file, a part of one, encoded bytes, or pixels already drawn (``uint8 [H, W, 3]``).
+Picture = Path | Base64Line | TarMember | bytes | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

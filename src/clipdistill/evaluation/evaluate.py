@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clipdistill.data import captions as scene_captions
 from clipdistill.data.batches import Batches, Inlet, in_turn, load
+from clipdistill.data.labels import class_numbers, labels_of
 from clipdistill.data.samples import Sample, Source, is_chinese
 from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
@@ -142,7 +143,8 @@ def evaluate(
         served = [task for task in chosen if chosen[task].uri == source.uri]
         seeing = {name: encoder for name, encoder in models.items() if any(name in able[task] for task in served)}
         sorting = [name for name in seeing if models[name].classes and "zeroshot" in served]
-        classes = {name: _class_numbers(models[name], source) for name in sorting}
+        labels = labels_of(source) if sorting else {}
+        classes = {name: class_numbers(labels, models[name].classes, source.uri, models[name].uri) for name in sorting}
         for name, gallery in _embed(seeing, source, workers, max_broken, classes).items():
             found[name].galleries |= {task: gallery for task in served if name in able[task]}
             found[name].skipped = max(found[name].skipped, len(source) - len(gallery.samples))
@@ -170,13 +172,6 @@ def _able(models: Mapping[str, DualEncoder], tasks: Iterable[str]) -> dict[str, 
 def _can(encoder: DualEncoder, task: str) -> bool:
     needs = "I" if task == "image_retrieval" or (task == "zeroshot" and encoder.classes) else "IT"
     return set(needs) <= set(encoder.sides)
-
-
-def _class_numbers(encoder: DualEncoder, source: Source) -> dict[str, int]:
-    """The class of every labelled sample, by id, under a classifier."""
-    samples = (source[index] for index in range(len(source)))
-    labels = {sample.id: sample.label for sample in samples if sample.label is not None}
-    return classify.class_numbers(labels, encoder.classes, source.uri, encoder.uri)
 
 
 @torch.no_grad()

@@ -1,27 +1,37 @@
-"""From what the user writes to a folder of model files: a local folder first, else a name on the Hugging Face hub."""
+"""From what the user writes to model files: a local folder or checkpoint first, else a name on a hub."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 
 from clipdistill.errors import ModelError
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_CHECKPOINTS = (".pt", ".pth")
+_EXAMPLE = "multi-modal_clip-vit-base-patch16_zh"
 
 
 def model_folder(uri: str, weights: bool = True) -> Path:
     """Return the folder that ``uri`` names, downloaded to the hub's cache where it is not on this disk.
 
     ``file:FOLDER`` and plain paths are local; ``hf:org/name`` is on the hub; a bare ``org/name`` is a local folder
-    if there is one, else a hub name. A run folder stands for the student in it.
-    ``HF_HUB_OFFLINE=1`` allows only what the cache holds. With ``weights=False``
+    if there is one, else a hub name; ``ms:org/name`` is on ModelScope. A run folder stands for the student in it, a
+    checkpoint file (see :func:`checkpoint_file`) for the folder it lies in.
+    ``HF_HUB_OFFLINE=1`` allows only what the caches hold. With ``weights=False``
     only configuration and tokenizer files are fetched. Raises :class:`ModelError`.
     """
     if uri.startswith("hf:"):
         return _fetch(uri.removeprefix("hf:"), weights)
+    if uri.startswith("ms:"):
+        return _modelscope_folder(uri.removeprefix("ms:"), weights)
+    if file := checkpoint_file(uri):
+        return file.parent
     path = Path(uri.removeprefix("file:")).expanduser()
     if path.is_dir():
         # A run folder means the student in it.
@@ -34,6 +44,65 @@ def model_folder(uri: str, weights: bool = True) -> Path:
             "or a hub name such as hf:openai/clip-vit-base-patch32."
         )
     return _fetch(uri, weights)
+
+
+def checkpoint_file(uri: str) -> Path | None:
+    """Return the local checkpoint, ``*.pt`` or ``*.pth``, that ``uri`` names; None for folders and names on a hub.
+
+    Raises :class:`ModelError` where the name is a checkpoint's and there is no such file.
+    """
+    path = Path(uri.removeprefix("file:")).expanduser()
+    if path.suffix not in _CHECKPOINTS or path.is_dir() or uri.startswith(("hf:", "ms:")):
+        return None
+    if path.is_file():
+        return path
+    raise ModelError(f"no checkpoint at {path} (looked from {Path.cwd()}). Give the path of a file that is there.")
+
+
+def _modelscope_folder(name: str, weights: bool) -> Path:
+    """Return the folder of a model of ModelScope: from its cache, else fetched if its package is installed."""
+    if not _is_hub_name(name):
+        raise ModelError(f"'ms:{name}' is no name on ModelScope. Expected for instance ms:damo/{_EXAMPLE}.")
+    if cached := _in_modelscope_cache(name, weights):
+        return cached
+    reason = f"it is not in ModelScope's cache ({_modelscope_cache()})"
+    if constants.HF_HUB_OFFLINE:
+        reason += ", and HF_HUB_OFFLINE is set"
+    elif importlib.util.find_spec("modelscope") is None:
+        reason += ", and the package modelscope, which could fetch it, is not installed"
+    else:
+        try:
+            module = importlib.import_module("modelscope.hub.snapshot_download")
+            kinds = [*_SMALL_FILES, *(_WEIGHTS if weights else ())]
+            return Path(module.snapshot_download(name, allow_patterns=kinds))
+        except Exception as error:  # network, permission, a bad name: each has its own class, all mean this
+            reason += f", and ModelScope did not give it ({type(error).__name__}: {error})"
+    raise ModelError(
+        f"ms:{name} cannot be opened: {reason}. On a machine that has a network run 'pip install modelscope' and "
+        f"'modelscope download --model {name} --local_dir FOLDER', copy FOLDER here and give its path instead."
+    )
+
+
+def _modelscope_cache() -> Path:
+    given = os.environ.get("MODELSCOPE_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "modelscope"
+
+
+def _in_modelscope_cache(name: str, weights: bool) -> Path | None:
+    """Look where ModelScope's releases put models: ``owner/name``, ``models/owner--name/snapshots/revision``, ..."""
+    owner, _, title = name.partition("/")
+    for room in ("models", "hub/models", "hub", "."):
+        place = _modelscope_cache() / room
+        snapshots = sorted((place / f"{owner}--{title}" / "snapshots").glob("*"), key=_modified, reverse=True)
+        for folder in (place / owner / title.replace(".", "___"), place / owner / title, *snapshots):
+            wanted = _WEIGHTS if weights else ("*.json",)
+            if any(next(folder.glob(pattern), None) for pattern in wanted):
+                return folder
+    return None
+
+
+def _modified(folder: Path) -> float:
+    return folder.stat().st_mtime
 
 
 def _is_hub_name(uri: str) -> bool:

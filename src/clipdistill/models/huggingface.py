@@ -29,7 +29,7 @@ from clipdistill.data.views import Transform
 from clipdistill.errors import ModelError, did_you_mean
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import DualEncoder, Inputs
-from clipdistill.models.hub import model_folder
+from clipdistill.models.hub import checkpoint_file, model_folder
 from clipdistill.models.preprocessing import read_processor, transform_of
 from clipdistill.models.vocabulary import read_tokenizer
 
@@ -175,16 +175,20 @@ class HuggingFaceEncoder:
 
 
 def load(uri: str, device: str = "cpu") -> DualEncoder:
-    """Load a model, in evaluation mode and float32, from a folder or the hub; see :func:`hub.model_folder`.
+    """Load a model, in evaluation mode and float32, from a folder, a file or a hub; see :func:`hub.model_folder`.
 
     Weights, tokenizer and image processor must all be there and fit: nothing is initialised at random and nothing
-    guessed. What is no dual encoder is opened as a model of pictures alone, see :mod:`clipdistill.models.vision`.
-    Raises :class:`ModelError`.
+    guessed. What is no dual encoder is opened as a model of pictures alone, see :mod:`clipdistill.models.vision`;
+    a checkpoint file is Chinese-CLIP's; a folder may have ModelScope's layout. Raises :class:`ModelError`.
     """
-    folder = model_folder(uri)
-    if model_type(folder) not in FAMILIES:
-        from clipdistill.models import vision  # it needs this module
+    from clipdistill.models import chinese_clip, modelscope, vision  # they need this module
 
+    if file := checkpoint_file(uri):
+        return chinese_clip.load(uri, file, device)
+    folder = model_folder(uri)
+    if modelscope.is_modelscope(folder):
+        return modelscope.load(uri, folder, device)
+    if model_type(folder) not in FAMILIES:
         return vision.load(uri, folder, device)
     family, config = read_config(folder)
     processor, tokenizer = read_processor(folder), read_tokenizer(folder)

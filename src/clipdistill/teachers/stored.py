@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -94,7 +94,9 @@ class StoredTeacher:
         choices: Choices = Choices(),
     ) -> None:
         self.letter, self.store, self.device, self.choices = letter, store, device, choices
-        self.scale, self.bias, self.width, self.fingerprint = store.scale, store.bias, store.width, store.fingerprint
+        self.scale, self.bias, self.width = store.scale, store.bias, store.width
+        # A run on any views is another run.
+        self.fingerprint = store.fingerprint + ("?views=any" if choices.any_views else "")
         #: Whether its texts are found by the sample's id, not by the caption.
         self.by_id = "T" in store.sides and store.manifest.sides["text"].by == "id"
         # Rows found by id are of the one caption that was embedded: nothing tells a synthetic one apart.
@@ -106,9 +108,10 @@ class StoredTeacher:
         texts = () if self.by_id else tuple(sorted(node.view for node in self._asked if node.side == "T"))
         self.inlet = Inlet(None, None, texts)
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch, wanted: Collection[Node] | None = None) -> dict[str, Tensor]:
         """Read the rows the recipe asks for; see :class:`clipdistill.teachers.teacher.Teacher`."""
-        return {str(node): self._rows(node, batch) for node in self._asked if node.side in batch.sides}
+        asked = [node for node in self._asked if wanted is None or node in wanted]
+        return {str(node): self._rows(node, batch) for node in asked}
 
     def _rows(self, node: Node, batch: Batch) -> Tensor:
         if node.side == "I":

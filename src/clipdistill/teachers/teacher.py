@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from clipdistill.algebra.nodes import LOGITS, Node
 from clipdistill.data.batches import Batch, Inlet
-from clipdistill.errors import ModelError
+from clipdistill.data.labels import class_numbers
 from clipdistill.models.encoder import DualEncoder
 
 #: Views of a caption that data may bring.
@@ -48,8 +48,8 @@ class Teacher(Protocol):
     @property
     def bias(self) -> float | None: ...
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Give the teacher's rows, ``{node: float [B, D]}``, without gradient."""
+    def embed(self, batch: Batch, wanted: Collection[Node] | None = None) -> dict[str, Tensor]:
+        """Give the teacher's rows, ``{node: float [B, D]}``, without gradient; at least those of ``wanted``."""
         ...
 
 
@@ -87,7 +87,7 @@ class Retired:
         """Keep what a teacher is, and let go of the rest."""
         return cls(teacher.letter, teacher.scale, teacher.bias, teacher.width, teacher.fingerprint)
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch, wanted: Collection[Node] | None = None) -> dict[str, Tensor]:
         """Give nothing."""
         return {}
 
@@ -100,7 +100,7 @@ class LiveTeacher:
     two towers, as similarities with ``class_rows``, unit rows ``[C, D]`` of the classes' prompts.
 
     Raises:
-        ModelError: its head does not know one of the classes.
+        DataError: its head does not know one of the classes.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class LiveTeacher:
         return None if self.encoder.bias is None else float(self.encoder.bias)
 
     @torch.no_grad()
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Run the towers the recipe asks for; see :class:`Teacher`."""
+    def embed(self, batch: Batch, wanted: Collection[Node] | None = None) -> dict[str, Tensor]:
+        """Run the towers that the recipe asks for and the batch is fed to; see :class:`Teacher`."""
         rows: dict[str, Tensor] = {}
         with self.autocast:
             if self.inlet.transform and self.letter in batch.pixels:
@@ -159,12 +159,6 @@ class LiveTeacher:
 
 
 def _columns(encoder: DualEncoder, classes: Sequence[str]) -> list[int]:
-    """Where a head has the logits of ``classes``."""
-    known = {name: place for place, name in enumerate(encoder.classes)}
-    if unknown := [name for name in classes if name not in known]:
-        raise ModelError(
-            f"{encoder.uri} does not know {len(unknown)} of the data's {len(classes)} classes, among them "
-            f"{', '.join(unknown[:5])}; it knows {', '.join(encoder.classes[:5])}, ... Rename the labels, or choose "
-            "another teacher."
-        )
-    return [known[name] for name in classes]
+    """Where a head has the logits of ``classes``; raises DataError for those it does not know."""
+    numbers = class_numbers({name: name for name in classes}, encoder.classes, "the data", encoder.uri)
+    return [numbers[name] for name in classes]

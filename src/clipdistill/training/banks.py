@@ -52,6 +52,8 @@ class Banks:
         if self.bank is None:
             return self.fixed, None
         places = self.bank.pick(number, batch.positions)
+        if any(node.side == "T" for node in self.stored):  # a picture without a caption has no text row
+            places = places[[bool(self.source[int(place)].captions) for place in places]]
         samples = [self.source[int(place)] for place in places]
         rows = dict(self.fixed)
         for node, teacher in self.stored.items():
@@ -80,12 +82,13 @@ def make_banks(
     source: Source,
     teachers: Mapping[str, Teacher],
     classes: Sequence[str],
+    numbers: Mapping[str, int],
     walk: Walk,
 ) -> Banks:
     """Prepare every bank a recipe asks for.
 
     Raises:
-        RecipeError: ``@bank`` is asked of a teacher that is not stored, or ``@classes`` of the student.
+        RecipeError: ``@bank`` or ``@classes`` is asked of the student.
     """
     fixed: dict[str, Tensor] = {}
     stored: dict[Node, StoredTeacher] = {}
@@ -96,31 +99,42 @@ def make_banks(
             raise RecipeError(f"recipe {recipe.name}: {node} is no bank: only a teacher's rows can be stored.")
         teacher = teachers[node.model]
         if node.view == CLASSES:
-            fixed[str(node)] = _class_rows(node, teacher, source, classes, config)
-        elif isinstance(teacher, StoredTeacher):
-            stored[node] = teacher
+            fixed[str(node)] = _class_rows(node, teacher, source, classes, numbers, config)
         else:
-            raise RecipeError(
-                f"recipe {recipe.name}, term {recipe.providers(node)} needs stored rows for {node}: embed the data "
-                f"with 'clipdistill embed {config.data} --model {config.teachers[node.model]} --out STORE' and give "
-                f"teachers.{node.model}=STORE."
-            )
+            assert isinstance(teacher, StoredTeacher)  # see checks.check_bank
+            stored[node] = teacher
     bank = _bank(config, source, stored, walk) if stored else None
-    return Banks(fixed, stored, bank, source, _duplicates(config, source, teachers))
+    return Banks(fixed, stored, bank, source, _duplicates(config, source, teachers, bool(stored)))
 
 
-def _duplicates(config: RunConfig, source: Source, teachers: Mapping[str, Teacher]) -> NDArray[np.int64] | None:
-    """Group numbers of pictures that the first stored teacher of pictures finds the same."""
+def _duplicates(
+    config: RunConfig, source: Source, teachers: Mapping[str, Teacher], mined: bool
+) -> NDArray[np.int64] | None:
+    """Group numbers of pictures that are the same to the first stored teacher of pictures.
+
+    Asked for, these are pictures nearer than a threshold; a bank needs to know at least those with equal rows, since
+    the nearest of all are a picture's own copies.
+    """
     threshold = config.batches.duplicates
-    if threshold is None:
+    if threshold is None and not mined:
         return None
     for teacher in teachers.values():
         if isinstance(teacher, StoredTeacher) and "I" in teacher.store.sides:
-            return duplicates(stored_rows(teacher, source, "I"), threshold)
+            rows = stored_rows(teacher, source, "I")
+            return _equal(rows) if threshold is None else duplicates(rows, threshold)
+    if threshold is None:
+        return None
     raise ConfigError(
         "batches.duplicates compares stored embeddings of the pictures: make them with clipdistill embed, and give "
         "teachers.T=STORE."
     )
+
+
+def _equal(rows: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Group numbers of rows that are equal to the bit, -1 for those that are alone."""
+    whole = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    _, groups, counts = np.unique(whole, return_inverse=True, return_counts=True)
+    return np.where(counts[groups] > 1, groups, -1)
 
 
 def _bank(config: RunConfig, source: Source, stored: Mapping[Node, StoredTeacher], walk: Walk) -> Bank:
@@ -147,7 +161,14 @@ def stored_rows(teacher: StoredTeacher, source: Source, side: str) -> NDArray[np
     return np.concatenate(blocks)
 
 
-def _class_rows(node: Node, teacher: Teacher, source: Source, classes: Sequence[str], config: RunConfig) -> Tensor:
+def _class_rows(
+    node: Node,
+    teacher: Teacher,
+    source: Source,
+    classes: Sequence[str],
+    numbers: Mapping[str, int],
+    config: RunConfig,
+) -> Tensor:
     """One row for each class: of pictures the centroid of the first ``per_class``, of texts the prompts' mean.
 
     CLIP-Embed-KD's code averages rows of any length; here they are unit rows, as stores hold them.
@@ -156,7 +177,6 @@ def _class_rows(node: Node, teacher: Teacher, source: Source, classes: Sequence[
         if not isinstance(teacher, LiveTeacher):
             raise RecipeError(f"{node} is made from prompts for the classes: give teacher {node.model} as a model.")
         return class_rows(teacher.encoder, classes)
-    numbers = {name: number for number, name in enumerate(classes)}
     chosen = _first_of_each(source, numbers, config.bank.per_class)
     labels = np.array([numbers[str(source[place].label)] for place in chosen])
     if isinstance(teacher, StoredTeacher):

@@ -2,19 +2,68 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from clipdistill.algebra.nodes import LOGITS, STUDENT, Node
+from clipdistill.algebra.nodes import BANK, LOGITS, STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig
+from clipdistill.data.labels import class_numbers, labels_of
 from clipdistill.data.samples import Sample, Source
 from clipdistill.data.sources import from_samples
 from clipdistill.errors import ConfigError, RecipeError, StoreError
+from clipdistill.evaluation.evaluate import Tasks
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.progress import console
 from clipdistill.teachers.store import EmbeddingStore
+from clipdistill.teachers.stored import is_store
 from clipdistill.teachers.teacher import Teacher
 from clipdistill.training.opening import Opened
+
+
+def check_one_process() -> None:
+    """Refuse to run as one of several processes: each would train a whole student into the same folder."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise ConfigError(
+            f"distill trains in one process, and this is one of {world} (WORLD_SIZE). Start it without torchrun; "
+            "clipdistill embed is the job that several processes share."
+        )
+
+
+def check_tasks(student: DualEncoder, tasks: Tasks) -> None:
+    """Refuse evaluation data that the student cannot be tried on, before it is trained.
+
+    Raises:
+        ConfigError: no task is left for a student without a text tower.
+        DataError: labels are not among a classifier's classes.
+    """
+    if tasks == Tasks() or "T" in student.sides:
+        return
+    if not (tasks.image_retrieval or (tasks.zeroshot and student.classes)):
+        raise ConfigError(
+            f"the student {student.uri} has no text tower, so evaluate.retrieval and zero-shot classification cannot "
+            "be measured. Give labelled data as evaluate.image_retrieval, or, for a classifier, as evaluate.zeroshot."
+        )
+    if tasks.zeroshot and student.classes:
+        class_numbers(labels_of(tasks.zeroshot), student.classes, tasks.zeroshot.uri, student.uri)
+
+
+def check_bank(recipe: Recipe, config: RunConfig, samples: int) -> None:
+    """Refuse stored candidates where a teacher is not stored, or where there are too few samples to choose from."""
+    for node in recipe.nodes:
+        if node.view == BANK and not node.is_student and not is_store(config.teachers[node.model]):
+            raise RecipeError(
+                f"recipe {recipe.name}, term {recipe.providers(node)} needs stored rows for {node}: embed the data "
+                f"with 'clipdistill embed {config.data} --model {config.teachers[node.model]} --out STORE' and give "
+                f"teachers.{node.model}=STORE."
+            )
+    needed = config.bank.size + config.train.batch_size
+    if any(node.view == BANK for node in recipe.nodes) and needed > samples:
+        raise ConfigError(
+            f"bank.size={config.bank.size} beside a batch of {config.train.batch_size} needs {needed} samples, "
+            f"{config.data} has {samples}. Lower bank.size."
+        )
 
 
 def check_letters(recipe: Recipe, config: RunConfig) -> None:
@@ -31,9 +80,11 @@ def check_letters(recipe: Recipe, config: RunConfig) -> None:
                 f"recipe {recipe.name} uses the logit scale of teacher '{letter}', which is not given. "
                 f"Add teachers.{letter}=MODEL, or write the scale as a number."
             )
-    reference = config.batches.select == "learnability" or config.batches.neighbours > 1
+    batches = config.batches
+    compares = batches.select == "learnability" or batches.neighbours > 1 or batches.duplicates is not None
+    used = {*recipe.teachers, *(sorted(config.teachers)[:1] if compares else [])}
     for letter in config.teachers:
-        if letter not in recipe.teachers and not reference:
+        if letter not in used:
             raise ConfigError(
                 f"teachers.{letter} is given, but recipe {recipe.name} uses "
                 f"{'only ' + ', '.join(recipe.teachers) if recipe.teachers else 'no teacher'}. "
@@ -63,6 +114,13 @@ def _advice(node: Node) -> str:
     if node.view == LOGITS:
         return "Give a teacher that tells the classes apart as a model, not as a store."
     return "Drop the term, or provide the node."
+
+
+def compared_nodes(config: RunConfig, opened: Opened) -> list[Node]:
+    """The stored rows that neighbours and duplicates are found by: the first store's pictures, if it has any."""
+    if config.batches.neighbours == 1 and config.batches.duplicates is None:
+        return []
+    return [Node(letter, store.sides[0]) for letter, (store, _) in list(opened.stores.items())[:1]]
 
 
 def check_stored(nodes: Sequence[Node], source: Source, opened: Opened) -> Source:
@@ -95,7 +153,7 @@ def check_stored(nodes: Sequence[Node], source: Source, opened: Opened) -> Sourc
 def _wanting(store: EmbeddingStore, source: Source, asked: Sequence[Node]) -> dict[int, None]:
     """The places of samples without a row for some node; of a text node every caption must have one."""
     wanting: dict[int, None] = {}
-    images = any(node.side == "I" and node.view != "classes" for node in asked)
+    images = any(node.side == "I" for node in asked)
     views = {node.view if node.view != "bank" else "" for node in asked if node.side == "T" and node.view != "classes"}
     by_id = "T" in store.sides and store.manifest.sides["text"].by == "id"
     for start in range(0, len(source), 65536):

@@ -11,10 +11,14 @@ from torch.nn import functional as F
 
 from clipdistill.algebra.graph import Numbers
 from clipdistill.algebra.nodes import STUDENT, Node
+from clipdistill.algebra.rows import agreeing
 from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch
 from clipdistill.errors import ConfigError
-from clipdistill.training.selection import select
+from clipdistill.training.selection import Metric, select
+
+#: The logit of a pair that is no negative: positives of each other do not compete.
+_NEVER = -1e4
 
 if TYPE_CHECKING:
     from clipdistill.training.setup import Setup
@@ -55,9 +59,13 @@ def choose_rows(setup: Setup, batch: Batch, number: int) -> Batch:
     reference = _logits(rows, nodes[0].model, scales, biases) if nodes else None
     size = min(config.train.batch_size, len(batch.ids))
     rng = np.random.default_rng([config.seed, number])
-    if setup.student.bias is None:
-        return batch.take(select(student, reference, size, rng).tolist())
-    return batch.take(select(student, reference, size, rng, metric="sigmoid").tolist())
+    same = agreeing(setup.banks.keys(batch), setup.banks.keys(batch)).fill_diagonal_(False)
+    student = student.masked_fill(same, _NEVER)
+    reference = None if reference is None else reference.masked_fill(same, _NEVER)
+    # A bias moves no softmax; without one on both sides yes-or-no answers cannot be compared.
+    biased = STUDENT in biases and (not nodes or nodes[0].model in biases)
+    metric: Metric = "sigmoid" if biased else "softmax"
+    return batch.take(select(student, reference, size, rng, metric=metric).tolist())
 
 
 def _logits(rows: dict[str, Tensor], letter: str, scales: Numbers, biases: Numbers) -> Tensor:

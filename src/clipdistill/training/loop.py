@@ -24,6 +24,7 @@ from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.models.device import choose_device, choose_precision
 from clipdistill.progress import console, progress
 from clipdistill.training import checkpoint, run_folder
+from clipdistill.training.checks import check_one_process, check_tasks
 from clipdistill.training.preflight import count, preflight, raise_unless_finite
 from clipdistill.training.pruning import Pruning
 from clipdistill.training.run_folder import Log
@@ -59,6 +60,7 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
         ClipdistillError: anything in the configuration, the data or the models does not fit; before step one
             nothing is written.
     """
+    check_one_process()
     if config.stages:
         raise ConfigError("this run has stages; train it with clipdistill.training.stages.distill.")
     if resume:
@@ -69,27 +71,28 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
     precision = choose_precision(choose_device(config.train.device), config.train.precision)
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     setup, tasks = prepare(config), Tasks.open(**config.evaluate.uris())
+    check_tasks(setup.student, tasks)
     config, folder = setup.config, Path(config.out)
     marks = {teacher.letter: teacher.fingerprint for teacher in setup.teachers}
     if resume:
-        run_folder.check_inputs(folder, setup.source.fingerprint, marks)
+        run_folder.check_inputs(folder, setup.fingerprint, marks)
     else:
         findings = preflight(setup, folder)
         console.print(str(findings), markup=False)
-        run_folder.create(config, run_folder.record(config, setup.source.fingerprint, marks, findings.facts))
-    state = _start(setup, folder)
+        run_folder.create(config, run_folder.record(config, setup.fingerprint, marks, findings.facts))
+    state = _start(setup, folder, resume)
     with _interruptible() as stop:
         _train(setup, folder, state, tasks, stop)
     _finish(setup, folder, state)
     return Run(folder, folder / run_folder.STUDENT, setup.plan.steps)
 
 
-def _start(setup: Setup, folder: Path) -> State:
+def _start(setup: Setup, folder: Path, resume: bool) -> State:
     """Begin at step zero, or restore the newest whole checkpoint; cut the logs to match."""
     torch.manual_seed(setup.config.seed)
     with_ema = setup.config.train.ema is not None
     state = State(ema=_average_of(setup) if with_ema else None)
-    path = checkpoint.newest(folder / "checkpoints")
+    path = checkpoint.newest(folder / "checkpoints") if resume else None
     if path is not None:
         parts = ["student", "graph", *(["ema"] if with_ema else []), *(["pruning"] if setup.pruning else [])]
         state.step, tensors, optimisers = checkpoint.load(path, parts, setup.device)
@@ -270,7 +273,7 @@ def _finish(setup: Setup, folder: Path, state: State) -> None:
         "name": folder.name,
         "teachers": config.teachers,
         "recipe": setup.recipe.to_dict(),
-        "data": {"uri": config.data, "fingerprint": setup.source.fingerprint},
+        "data": {"uri": config.data, "unpaired": config.unpaired, "fingerprint": setup.fingerprint},
         "training": {
             "steps": setup.plan.steps,
             "batch_size": setup.plan.batch_size,

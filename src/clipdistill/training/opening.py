@@ -16,7 +16,7 @@ from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import SELF, RunConfig
 from clipdistill.data.samples import Source
 from clipdistill.data.views import Transform
-from clipdistill.errors import DataError, ModelError
+from clipdistill.errors import ConfigError, DataError, ModelError
 from clipdistill.evaluation.evaluate import class_prompts, embed_texts
 from clipdistill.evaluation.zeroshot import class_embeddings
 from clipdistill.models.encoder import DualEncoder
@@ -27,7 +27,7 @@ from clipdistill.models.students import build, choose_tokenizer
 from clipdistill.models.vocabulary import read_tokenizer
 from clipdistill.progress import console
 from clipdistill.teachers.store import EmbeddingStore
-from clipdistill.teachers.stored import Choices, StoredTeacher, is_store, open_teacher_store
+from clipdistill.teachers.stored import Choices, StoredTeacher, is_store, model_behind, open_teacher_store
 from clipdistill.teachers.teacher import LiveTeacher, Teacher
 
 #: A tokenizer is trained on at most so many captions.
@@ -106,12 +106,24 @@ def open_student(config: RunConfig, source: Source, opened: Opened, classes: Seq
     the first teacher's, where it names none. A student to be pruned is a copy of the first teacher.
     """
     spec, first = config.student, next(iter(opened.encoders.values()), None)
-    if config.prune and first and not spec.pretrained:
-        return load(first.uri)
+    if config.prune and not spec.pretrained:
+        return load(_to_prune(config))
     like = load(spec.inherit_from) if spec.inherit_from else first
     offered = _Offered(like.tokenizer, like.width, like.transform) if like else _offered_by_store(opened, spec)
     tokenizer = choose_tokenizer(spec, offered.tokenizer, _captions(source))
     return build(spec, tokenizer, offered.width, config.seed, offered.transform, like, classes)
+
+
+def _to_prune(config: RunConfig) -> str:
+    """The model that a student to be pruned is a copy of: the first teacher's."""
+    letter = min(config.teachers)
+    model = model_behind(config.teachers[letter])
+    if model is None:
+        raise ConfigError(
+            f"prune starts from a copy of teacher {letter}, but the model that {config.teachers[letter]} was made with "
+            "is not here. Name a model as student.pretrained."
+        )
+    return model
 
 
 class _Offered(NamedTuple):

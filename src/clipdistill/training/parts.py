@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from clipdistill.algebra.nodes import STUDENT
+from clipdistill.algebra.nodes import STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
+from clipdistill.algebra.term import Term
 from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch, Batches, Inlet, load
 from clipdistill.data.order import NeighbourOrder, Order
 from clipdistill.data.samples import Source, gives
 from clipdistill.data.sources import pairs
 from clipdistill.data.views import Views
-from clipdistill.errors import ConfigError
+from clipdistill.errors import ConfigError, DataError
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.teachers.neighbours import nearest
 from clipdistill.teachers.stored import StoredTeacher
@@ -29,9 +30,13 @@ SIDES = {"I": "pictures", "T": "captions"}
 
 @dataclass(frozen=True)
 class Part:
-    """Unpaired data: a source that has one side only, read beside the paired data, a batch of it in every step."""
+    """Unpaired data: a source that has one side only, read beside the paired data, a batch of it in every step.
+
+    ``nodes`` are those that the terms it affords read.
+    """
 
     source: Source
+    nodes: frozenset[Node]
     batches: Batches
     order: Order
 
@@ -40,8 +45,12 @@ class Part:
         return load(self.batches, self.order.walk(start, stop), workers)
 
     def first(self, device: torch.device) -> Batch:
-        """Its first batch."""
-        return next(self.stream(0, 1, 0)).to(device)
+        """Its first batch; raises DataError if fewer than two of its samples can be read."""
+        batch = next(self.stream(0, 1, 0)).to(device)
+        if len(batch.ids) < 2:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in batch.skipped[:3])
+            raise DataError(f"of the first samples of {self.source.uri}, fewer than 2 can be read ({reasons}).")
+        return batch
 
 
 def choose_order(config: RunConfig, source: Source, stored: Mapping[str, StoredTeacher]) -> Order | NeighbourOrder:
@@ -74,7 +83,7 @@ def open_unpaired(
     recipe: Recipe,
     student: DualEncoder,
     teachers: Sequence[Teacher],
-    views: Views | None,
+    views_of_run: Views | None,
     opened: Opened,
 ) -> Part:
     """Open a source of pictures alone or captions alone.
@@ -89,21 +98,27 @@ def open_unpaired(
             f"unpaired data {uri} have pictures and captions. Name them as data, or open the pictures alone as "
             f"{uri}?caption=none."
         )
-    usable = [term for term in recipe.terms if {node.side for node in term.nodes} == {sides}]
-    if not any(all(not node.is_bank for node in term.nodes) for term in usable):
+    views = {view for index in range(min(len(source), 100)) for view in source[index].texts}
+    terms = [term for term in recipe.terms if _affords(term, sides, views)]
+    if not terms:
         raise ConfigError(
             f"unpaired data {uri} have {SIDES[sides]} only, and every term of recipe {recipe.name} needs more. Add one "
             f"that does not, such as {{feature: 'S{sides}>T{sides}'}}, or drop these data."
         )
-    asked = [node for term in usable for node in term.nodes]
-    inlets = {STUDENT: inlet(student, [node for node in asked if node.model == STUDENT])}
+    nodes = frozenset(node for term in terms for node in term.nodes)
+    source = check_stored(list(nodes), source, opened)
+    inlets = {STUDENT: inlet(student, [node for node in nodes if node.model == STUDENT])}
     for teacher in teachers:
+        texts = tuple(sorted(node.view for node in nodes if node.model == teacher.letter and node.side == "T"))
         mine = teacher.inlet
-        keep = Inlet(mine.transform, None) if sides == "I" else Inlet(None, mine.tokenize, mine.texts)
-        inlets[teacher.letter] = keep
-    source = check_stored(asked, source, opened)
-    return Part(
-        source,
-        Batches(source, inlets, views, config.seed, sides=sides),
-        Order(len(source), config.train.batch_size, config.seed),
-    )
+        inlets[teacher.letter] = Inlet(mine.transform, None) if sides == "I" else Inlet(None, mine.tokenize, texts)
+    batches = Batches(source, inlets, views_of_run, config.seed)
+    return Part(source, nodes, batches, Order(len(source), config.train.batch_size, config.seed))
+
+
+def _affords(term: Term, side: str, views: set[str]) -> bool:
+    """Whether data of one side, without labels, give all that a term reads."""
+    if term.verb == "classify" and not term.like:
+        return False
+    texts = {node.view for node in term.nodes if node.side == "T"}
+    return all(node.side == side and not node.is_bank for node in term.nodes) and texts <= views

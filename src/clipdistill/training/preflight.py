@@ -126,25 +126,30 @@ def _batch(batch: Batch, setup: Setup, findings: Findings) -> None:
 
 def _one_step(setup: Setup, batch: Batch, findings: Findings) -> None:
     """Run forward and backward, then put back the random state, the buffers and the gradients."""
-    module = setup.student.module
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    modules = (setup.student.module, setup.graph)
+    before = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
     started = time.perf_counter()
     with torch.random.fork_rng():
         losses = setup.all_losses([batch, *(part.first(setup.device) for part in setup.unpaired)], 0)
         raise_unless_finite(losses, 0)
+        if not losses.total.requires_grad:
+            raise ConfigError(
+                f"nothing can learn: every term of recipe {setup.recipe.name} reads rows that are frozen. Drop "
+                "student.freeze, or choose another recipe."
+            )
         losses.total.backward()  # type: ignore[no-untyped-call]
         _wait(setup)
     seconds = (time.perf_counter() - started) * setup.config.train.accumulate
     setup.forget_gradients()
-    for name, buffer in module.named_buffers():
-        buffer.copy_(buffers[name])
+    for buffer, value in before:
+        buffer.copy_(value)
     findings.facts["steps"] = (
         f"{setup.plan.steps} of {setup.plan.batch_size} samples, {setup.plan.steps_per_epoch} an epoch"
     )
     findings.facts["estimated time"] = (
         f"{_clock(seconds * setup.plan.steps)} (first step, without warm-up: an upper guess)"
     )
-    state = (count(module) + count(setup.graph)) * 4 * (_NUMBERS_PER_WEIGHT - 1)
+    state = (count(setup.student.module) + count(setup.graph)) * 4 * (_NUMBERS_PER_WEIGHT - 1)
     findings.facts["estimated memory"] = f"{(peak_memory(setup.device) + state) / 1e9:.2f} GB on {setup.device.type}"
 
 

@@ -68,15 +68,21 @@ def check_new(config: RunConfig) -> None:
         raise ConfigError(f"out={folder} is not empty. {hint} another folder.")
 
 
+def check_there(config: RunConfig) -> Path:
+    """The recorded configuration of a run to resume; raises ConfigError if there is none."""
+    path = Path(config.out) / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"--resume: there is no run in {config.out} (no {CONFIG}). Start it without --resume.")
+    return path
+
+
 def check_same(config: RunConfig) -> RunConfig:
     """Return the configuration to resume with: the recorded one, which must agree with ``config``.
 
     Raises:
         ConfigError: there is no run to resume, or a setting that changes numbers differs; all are listed.
     """
-    path = Path(config.out) / CONFIG
-    if not path.is_file():
-        raise ConfigError(f"--resume: there is no run in {config.out} (no {CONFIG}). Start it without --resume.")
+    path = check_there(config)
     recorded, config = load_run(path), resolved(config)
     was, now = _leaves(recorded.model_dump()), _leaves(config.model_dump())
     if config.augment is None:  # what the run came to show: the stored teachers' views, or the default ones
@@ -89,8 +95,11 @@ def check_same(config: RunConfig) -> RunConfig:
         if key == ("recipe",)
         else f"{'.'.join(key)}: was {was.get(key)}, now {now.get(key)}"
         for key in sorted(was.keys() | now.keys())
-        if key not in FREE and key[0] != "teachers" and str(was.get(key)) != str(now.get(key))
+        if key not in FREE and key[0] != "teachers" and _plain(was.get(key)) != _plain(now.get(key))
     ]
+    if recorded.teachers.keys() != config.teachers.keys():
+        letters = (" and ".join(sorted(run.teachers)) or "none" for run in (recorded, config))
+        changed.append("teachers: were {}, now {}".format(*letters))
     if changed:
         raise ConfigError(
             f"--resume: the run in {config.out} was started with other settings ({'; '.join(changed)}). "
@@ -162,6 +171,11 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             return
+
+
+def _plain(value: Any) -> str:
+    """A value as YAML would give it back: tuples are lists."""
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def _leaves(tree: Mapping[str, Any], at: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,9 @@ from clipdistill.algebra.nodes import CLASSES, LOGITS, STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import SELF, Plan, RunConfig
 from clipdistill.data.batches import Batch, Batches
-from clipdistill.data.labels import classes_of
+from clipdistill.data.labels import class_numbers, classes_of
 from clipdistill.data.order import NeighbourOrder, Order
-from clipdistill.data.samples import Source
+from clipdistill.data.samples import Source, key64
 from clipdistill.data.sources import pairs
 from clipdistill.models.device import choose_device, make_autocast
 from clipdistill.models.encoder import DualEncoder
@@ -26,7 +26,7 @@ from clipdistill.models.masking import masked_images
 from clipdistill.teachers.stored import StoredTeacher
 from clipdistill.teachers.teacher import LiveTeacher, Retired, Teacher, inlet, text_rows
 from clipdistill.training.banks import Banks, make_banks
-from clipdistill.training.checks import check_letters, check_nodes, check_stored
+from clipdistill.training.checks import check_bank, check_letters, check_nodes, check_stored, compared_nodes
 from clipdistill.training.choosing import choose_rows, reference_nodes
 from clipdistill.training.opening import make_teachers, open_models, open_student
 from clipdistill.training.optimisers import Optimiser
@@ -73,6 +73,12 @@ class Setup:
                 return teacher.encoder.module
         return None
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the data that changes when any part of them does."""
+        marks = [self.source.fingerprint, *(part.source.fingerprint for part in self.unpaired)]
+        return marks[0] if len(marks) == 1 else f"{key64(*marks):016x}"
+
     def forget_gradients(self) -> None:
         """Drop the gradients of everything that learns."""
         for parameter in self.optimiser.parameters:
@@ -96,16 +102,17 @@ class Setup:
             paired = choose_rows(self, paired, number)
         found = self.losses(paired, number)
         for place, batch in enumerate(others, start=1):
-            more = self._losses(self.rows(batch), batch, batch.groups, partial=True)
+            rows = self.rows(batch, self.unpaired[place - 1].nodes)
+            more = self._losses(rows, batch, batch.groups, partial=True)
             terms = {f"{name} unpaired {place}": value for name, value in more.terms.items()}
             found = Losses(found.total + more.total, found.terms | terms)
         return found
 
-    def rows(self, batch: Batch) -> dict[str, Tensor]:
+    def rows(self, batch: Batch, wanted: Collection[Node] | None = None) -> dict[str, Tensor]:
         """The embeddings of a batch by node: the student's with gradient, the teachers' without."""
         rows = self.student_rows(batch)
         for teacher in self.teachers:
-            rows |= teacher.embed(batch)
+            rows |= teacher.embed(batch, wanted)
         return rows
 
     def scales(self) -> dict[str, float | Tensor]:
@@ -151,20 +158,25 @@ def prepare(config: RunConfig) -> Setup:
     source = pairs(config.data)
     device = choose_device(config.train.device)
     autocast = make_autocast(device, config.train.precision)
-    classes = classes_of(source) if _labelled(recipe) else ()
+    labels = classes_of(source) if _labelled(recipe) else ()
     opened = open_models(config, device)
-    source = check_stored([*recipe.nodes, *reference_nodes(config)], source, opened)
+    nodes = [*recipe.nodes, *reference_nodes(config)]
+    source = check_stored([*nodes, *compared_nodes(config, opened)], source, opened)
     plan = config.train.plan(len(source))
-    student = open_student(config, source, opened, classes)
+    check_bank(recipe, config, len(source))
+    student = open_student(config, source, opened, labels)
     student.module.to(device)
+    # A head that was there before has an order, and perhaps a spelling, of its own.
+    classes = student.classes if labels and student.classes else labels
+    numbers = class_numbers({label: label for label in labels}, classes, source.uri, student.uri)
     teachers = make_teachers(opened, recipe, student, config, autocast, classes, reference_nodes(config))
     train_mode(student, config.student.freeze)
     stored = {letter: teacher for letter, teacher in teachers.items() if isinstance(teacher, StoredTeacher)}
     config, views = choose_views(config, stored, list(recipe.nodes))
     check_nodes(recipe, source, student, list(teachers.values()))
     order = choose_order(config, source, stored)
-    banks = make_banks(config, recipe, source, teachers, classes, order.walk)
-    working = [_still_needed(recipe, teacher) for teacher in teachers.values()]
+    banks = make_banks(config, recipe, source, teachers, classes, numbers, order.walk)
+    working = [_still_needed(nodes, teacher) for teacher in teachers.values()]
     graph = _graph(config, recipe, student, working).to(device)
     inlets = {STUDENT: inlet(student, _asked(recipe, STUDENT)), **{t.letter: t.inlet for t in working}}
     return Setup(
@@ -175,7 +187,7 @@ def prepare(config: RunConfig) -> Setup:
         teachers=working,
         graph=graph,
         optimiser=Optimiser([student.module, graph], config.train),
-        batches=Batches(source, inlets, views, config.seed, classes),
+        batches=Batches(source, inlets, views, config.seed, numbers),
         order=order,
         plan=plan,
         device=device,
@@ -215,9 +227,9 @@ def _graph(
         return NestedGraph(recipe, widths, nested) if nested else InteractionGraph(recipe, widths)
 
 
-def _still_needed(recipe: Recipe, teacher: Teacher) -> Teacher:
+def _still_needed(nodes: Sequence[Node], teacher: Teacher) -> Teacher:
     """The teacher, or what is left to know of it where only banks were asked of it."""
-    asked = _asked(recipe, teacher.letter)
+    asked = [node for node in nodes if node.model == teacher.letter]
     return teacher if any(not node.is_bank for node in asked) or not asked else Retired.of(teacher)
 
 

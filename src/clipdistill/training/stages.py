@@ -12,11 +12,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig, StageConfig, make_run
+from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError
 from clipdistill.files import write_text
 from clipdistill.progress import console
 from clipdistill.training import loop, run_folder
+from clipdistill.training.checks import check_bank, check_letters
 from clipdistill.training.loop import Run
 
 _LENGTHS = ("steps", "epochs", "samples")
@@ -37,9 +40,10 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
     config = run_folder.resolved(config)
     runs = stage_runs(config)
     if resume:
-        run_folder.check_same(config)
+        run_folder.check_there(config)  # a stage that has begun is compared when its turn comes; the others may change
     else:
         run_folder.check_new(config)
+    _check(runs)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / run_folder.CONFIG, config.to_yaml())
@@ -68,8 +72,10 @@ def _stage_run(config: RunConfig, stage: StageConfig, number: int) -> RunConfig:
     student = {**config.student.model_dump(exclude_defaults=True), **stage.student}
     if number > 1:
         student = _next_student(student, stage, bool(prune), f"{_folder(config, number - 1)}/{run_folder.STUDENT}")
+    recipe = Recipe.load(config.recipe if stage.recipe is None else stage.recipe)
     changes = {
-        "recipe": config.recipe if stage.recipe is None else stage.recipe,
+        "recipe": recipe.to_dict(),
+        "teachers": _teachers_of(config, recipe),
         "bank": config.bank.model_dump() | stage.bank,
         "batches": config.batches.model_dump() | stage.batches,
         "train": train | stage.train,
@@ -78,6 +84,24 @@ def _stage_run(config: RunConfig, stage: StageConfig, number: int) -> RunConfig:
         "out": _folder(config, number),
     }
     return make_run(config.model_dump(exclude={"stages"}) | changes, where)
+
+
+def _teachers_of(config: RunConfig, recipe: Recipe) -> dict[str, str]:
+    """The teachers that a stage's recipe uses; all of them where batches are made by comparing with one."""
+    batches = config.batches
+    if batches.select == "learnability" or batches.neighbours > 1 or batches.duplicates is not None:
+        return config.teachers
+    return {letter: uri for letter, uri in config.teachers.items() if letter in recipe.teachers}
+
+
+def _check(runs: list[RunConfig]) -> None:
+    """Find what does not fit in a later stage before the first one is trained."""
+    samples = len(pairs(runs[0].data))
+    for run in runs:
+        recipe = Recipe.load(run.recipe)
+        check_letters(recipe, run)
+        check_bank(recipe, run, samples)
+        run.train.plan(samples)
 
 
 def _folder(config: RunConfig, number: int) -> str:

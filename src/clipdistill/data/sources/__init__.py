@@ -9,12 +9,15 @@ from dataclasses import fields
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from clipdistill.data.samples import Source
+from clipdistill.data.samples import Sample, Source
+from clipdistill.data.sources.annotations import is_annotations, read_annotations, refuse_links
 from clipdistill.data.sources.chinese_clip import find_split, read_split
 from clipdistill.data.sources.folder import read_folder
 from clipdistill.data.sources.lines import read_lines
 from clipdistill.data.sources.listed import Samples, from_samples, without_captions
+from clipdistill.data.sources.shard_names import find_shards, refuse_remote
 from clipdistill.data.sources.tables import NONE, TABLES, Columns, read_table
+from clipdistill.data.sources.webdataset import open_shards
 from clipdistill.errors import DataError, did_you_mean
 
 __all__ = ["Samples", "from_samples", "pairs"]
@@ -23,24 +26,37 @@ KINDS = (
     "a folder of pictures (with metadata.jsonl, .csv or .parquet, sidecar .txt files, or a folder per class)",
     f"a table ({', '.join(sorted(TABLES))})",
     "a text file with one caption per line (.txt)",
+    "webdataset shards (shards/{00000..00099}.tar, a.tar::b.tar, or their folder)",
+    "an annotation file of COCO, Karpathy, Flickr30k, COCO-CN or Flickr30k-CN (captions_val2017.json?images=val2017)",
     "a split of Chinese-CLIP's layout (photos/train for photos/train_imgs.tsv and photos/train_texts.jsonl)",
     "scenes:train (made on the spot)",
 )
+_OF_ANNOTATIONS = {"images", "split"}
 
 
 def pairs(uri: str | Path) -> Source:
-    """Open a folder, a table, captions in a text file, a split in Chinese-CLIP's layout or made-up scenes.
+    """Open a folder, a table, shards, annotations, captions in a text file, Chinese-CLIP's layout or made-up scenes.
 
     A URI is a path, optionally with choices: ``photos?caption=title``, ``list.csv?image=path&sep=tab``; the keys
     are ``image``, ``caption``, ``synthetic``, ``label`` and ``group`` (columns) and ``sep`` (``tab`` or ``comma``).
+    Annotation files take ``images``, the folder of their pictures, and Karpathy's ``split``.
     ``caption=none`` opens pictures without their captions, ``image=none`` the captions of a table without pictures.
     Pictures are not opened: those that cannot be read are met later. Raises :class:`DataError` for everything else.
     """
     text = os.fspath(uri)
-    scheme = re.match(r"([A-Za-z][\w+.-]+):", text)
+    refuse_remote(text)
+    scheme = re.match(r"([A-Za-z][\w+.-]+):(?!:)", text)  # two colons stand between shards
     if scheme and not Path(text).exists():
         return _made(scheme[1], text)
-    path, columns = _split(text)
+    name, choices = _split(text)
+    columns = Columns(**{key: value for key, value in choices.items() if key not in _OF_ANNOTATIONS})
+    path, shards = Path(name), find_shards(name)
+    if not shards and path.is_file() and is_annotations(path, choices.get("images")):
+        return from_samples(_annotated(path, columns, choices, text), text)
+    for key in _OF_ANNOTATIONS & choices.keys():
+        raise DataError(f"{text}: {key}={choices[key]} is for annotation files only, such as captions_val2017.json")
+    if shards:
+        return open_shards(shards, columns, text)
     if split := find_split(path):
         if columns not in (Columns(), Columns(caption=NONE)):
             raise DataError(f"{text}: a split in Chinese-CLIP's layout has no columns to choose; name {path}")
@@ -53,6 +69,7 @@ def pairs(uri: str | Path) -> Source:
             raise DataError(f"{text}: a text file of captions has no columns to choose; name {path}")
         return read_lines(path, text)
     if path.is_file():
+        refuse_links(path, columns)
         return from_samples(read_table(path, columns), text)
     raise DataError(f"{path}: there is no such file or folder.{_closest(path)} Data can be {'; '.join(KINDS)}.")
 
@@ -66,13 +83,20 @@ def _made(scheme: str, uri: str) -> Source:
     return open_scenes(uri)
 
 
-def _split(text: str) -> tuple[Path, Columns]:
+def _annotated(path: Path, columns: Columns, choices: dict[str, str], uri: str) -> list[Sample]:
+    if columns not in (Columns(), Columns(caption=NONE)):
+        raise DataError(f"{uri}: an annotation file has no columns to choose, only images, split and caption={NONE}")
+    samples = read_annotations(path, choices.get("images"), choices.get("split"))
+    return without_captions(samples) if columns.caption else samples
+
+
+def _split(text: str) -> tuple[str, dict[str, str]]:
     """Separate a path from the choices behind its question mark, unless a file has that very name."""
     head, mark, query = text.rpartition("?")
-    if not mark or Path(text).exists():
-        return Path(text), Columns()
+    if not mark or ("::" not in text and Path(text).exists()):
+        return text, {}
     choices = dict(parse_qsl(query, keep_blank_values=True))
-    known = [field.name for field in fields(Columns)]
+    known = [*(field.name for field in fields(Columns)), *_OF_ANNOTATIONS]
     for key in choices:
         if key not in known:
             raise DataError(f"{text}: unknown choice '{key}'.{did_you_mean(key, known)}")
@@ -80,7 +104,7 @@ def _split(text: str) -> tuple[Path, Columns]:
         raise DataError(f"{text}: sep is '{choices['sep']}', expected tab or comma")
     if choices.get("image") == choices.get("caption") == NONE:
         raise DataError(f"{text}: image={NONE} and caption={NONE} leave nothing to read; choose one of them")
-    return Path(head), Columns(**choices)
+    return head, choices
 
 
 def _closest(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipdistill.data.samples import Base64Line, Picture, Sample
+from clipdistill.data.samples import Base64Line, Picture, Sample, TarMember
 from clipdistill.errors import DataError
 
 
@@ -61,7 +61,7 @@ def _size(picture: Picture | None) -> int:
         return 0
     if isinstance(picture, np.ndarray):
         return picture.nbytes
-    if isinstance(picture, Base64Line):
+    if isinstance(picture, (Base64Line, TarMember)):
         return picture.size
     if not isinstance(picture, Path):
         return len(picture)
