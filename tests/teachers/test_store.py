@@ -137,6 +137,7 @@ def test_an_id_twice_is_refused_and_of_equal_captions_the_first_counts(tmp_path:
     store = finish(tmp_path / "b", PLAIN)
     assert np.array_equal(store.rows("T", ["same"]), rows[:1])
     assert store.manifest.sides["text"].samples == 2
+    (tmp_path / "b" / "manifest.json").unlink()
     with pytest.raises(StoreError, match="have one key"):
         finish(tmp_path / "b", replace(PLAIN, sides={"text": Side(by="id")}))
 

@@ -1,8 +1,8 @@
 """A term as a formula, in the notation of the papers.
 
 ``g`` is a logit scale, ``g[icl]`` one that a term learns, ``SI·STᵀ`` the similarities of unit rows, ``P`` a row
-softmax, ``σ`` a sigmoid, ``CE`` cross entropy against each row's partner, ``M`` a learned map of the teacher's rows, ``W`` of
-fused ones, ``Σ`` a sum over candidates; everything is averaged over rows.
+softmax, ``σ`` a sigmoid, ``CE`` cross entropy against each row's partner, ``M`` a learned map of the teacher's rows,
+``W`` of fused ones, ``Σ`` a sum over candidates; everything is averaged over rows.
 """
 
 from __future__ import annotations

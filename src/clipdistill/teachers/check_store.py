@@ -148,7 +148,11 @@ def _recompute(store: EmbeddingStore, model: str | None, data: str | None, repor
                 report.findings.append(f"the row of {key} is another: cosine {cosine:.4f} to what the model gives now")
         if compared >= SAMPLES * len(store.sides):
             break
-    report.notes.append(f"recomputed {compared} rows: least cosine {worst:.6f}")
+    if compared:
+        report.notes.append(f"recomputed {compared} rows: least cosine {worst:.6f}")
+    elif store.manifest.views.known:
+        told = f"no row could be compared: none of the samples tried of {source.uri} is in the store"
+        (report.findings if model or data else report.notes).append(told)
 
 
 def _cosines(

@@ -23,7 +23,7 @@ from clipdistill.models.device import choose_device, choose_precision, make_auto
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.huggingface import load
 from clipdistill.progress import Advance, console, progress
-from clipdistill.teachers.job import Job, begin, done, look_at, stored
+from clipdistill.teachers.job import Job, begin, done, look_at
 from clipdistill.teachers.manifest import FOLDERS, MANIFEST, Data, Manifest, Model, ViewPlan, read_records
 from clipdistill.teachers.rows import Pictures, told, unit_rows
 from clipdistill.teachers.shards import write_shard
@@ -113,7 +113,12 @@ def _check(
 def _part(shard: tuple[int, int] | None) -> tuple[int, int]:
     """Which part of the work is ours, counted from 1, of how many: as given, else by torchrun's rank."""
     if shard is None:
-        return int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))
+        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+            raise ConfigError(
+                f"RANK={rank} of WORLD_SIZE={world} in the environment is no part of the work: unset them."
+            )
+        return int(rank) + 1, int(world)
     if not 1 <= shard[0] <= shard[1]:
         raise ConfigError(f"shard {shard[0]}/{shard[1]} is no part: expected 1/{shard[1]} to {shard[1]}/{shard[1]}.")
     return shard
@@ -154,7 +159,7 @@ def _shard_size(samples: int, width: int, dtype: str, views: int) -> int:
 def _work(job: Job, mine: Sequence[int]) -> None:
     """Do those of our shards that are not done yet, and tell how quickly."""
     job.broken += [entry for record in read_records(job.folder, "image").values() for entry in record.skipped]
-    started, before = time.monotonic(), stored(job)
+    started, rows_ = time.monotonic(), 0
     for side, steps in (("I", _pictures), ("T", _captions)):
         if side not in job.sides:
             continue
@@ -166,7 +171,8 @@ def _work(job: Job, mine: Sequence[int]) -> None:
             now = counts[0] - counts[1]
             for number, keys, rows, skipped in steps(job, todo, now, advance):
                 write_shard(job.folder, FOLDERS[side], number, keys, rows.astype(job.dtype), skipped)
-    rows_, seconds = stored(job) - before, max(time.monotonic() - started, 1e-9)
+                rows_ += len(rows)
+    seconds = max(time.monotonic() - started, 1e-9)
     size = rows_ * job.encoder.width * np.dtype(job.dtype).itemsize
     console.print(
         f"{job.folder}: {rows_:,} rows ({size / 1e6:,.1f} MB) in {seconds:,.1f} s, {rows_ / seconds:,.1f} rows/s",

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from clipdistill.data.views import Augmentation
 from clipdistill.errors import StoreError
@@ -68,7 +68,7 @@ class Shard:
     views beside it.
     """
 
-    file: str
+    file: Annotated[str, StringConstraints(pattern=r"^\d+\.npy$")]  # in the side's folder, nowhere else
     samples: int
     rows: int
     checksum: str
@@ -128,9 +128,12 @@ class Manifest:
                 "Update clipdistill, or make the store again."
             )
         try:
-            return _adapter().validate_python(dict(values))
+            manifest = _adapter().validate_python(dict(values))
         except ValidationError as error:
             raise StoreError(f"{path}: {explain(error)}. The store is damaged; copy or make it again.") from error
+        if unknown := manifest.sides.keys() - set(FOLDERS.values()):
+            raise StoreError(f"{path}: key sides: expected image and text, found {', '.join(sorted(unknown))}.")
+        return manifest
 
     @property
     def fingerprint(self) -> str:

@@ -93,9 +93,12 @@ def put(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def read_keys(path: Path) -> Iterator[str]:
     """The keys of a shard, in order."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}): the store is damaged. Copy or make it again.") from error
 
 
 @contextmanager
@@ -132,7 +135,15 @@ def build_index(folder: Path, side: Side) -> NDArray[Any]:
 
     A caption that is there twice is at its first place.
     """
-    keys = [key for shard in side.shards for key in read_keys(files_of(folder / shard.file)[1])]
+    keys: list[str] = []
+    for shard in side.shards:
+        path = files_of(folder / shard.file)[1]
+        keys += read_keys(path)
+        if len(keys) != sum(one.samples for one in side.shards[: side.shards.index(shard) + 1]):
+            raise StoreError(
+                f"{path} does not hold {shard.samples} keys: the shard is damaged. Delete {Path(shard.file).stem}.json "
+                "beside it, and run the same clipdistill embed again."
+            )
     index = np.empty(len(keys), ENTRY)
     index["key"], index["sample"] = keys64(keys), np.arange(len(keys))
     index = index[np.argsort(index["key"], kind="stable")]
@@ -173,10 +184,17 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return array.shape, array.dtype
 
 
+#: How every .npy file begins.
+_MAGIC = b"\x93NUMPY"
+
+
 def mapped(path: Path) -> NDArray[Any]:
     """Map an array; an empty file has nothing to map, so numpy reads it. Raises StoreError."""
     try:
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise ValueError("it is no .npy file")
         array: NDArray[Any] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise StoreError(f"{path} cannot be read ({error}): the store is damaged. Copy or make it again.") from error
     return array

@@ -20,6 +20,7 @@ from clipdistill.data.views import Drawn, View, Views
 from clipdistill.errors import StoreError
 from clipdistill.teachers.manifest import FOLDERS, MANIFEST, Manifest, read_records
 from clipdistill.teachers.shards import (
+    ENTRY,
     INDEX,
     add_up,
     alone,
@@ -38,12 +39,22 @@ MAX_OPEN = 400
 
 
 def finish(folder: Path, manifest: Manifest) -> EmbeddingStore:
-    """Index the shards in ``folder``, write the manifest, and open the store. May be done twice, with the same result.
+    """Index the shards in ``folder``, write the manifest, and open the store; a finished store is left as it is.
 
     Raises:
         StoreError: shards are missing or do not fit ``manifest``, there is no row, or an id is there twice.
             Captions may be there more than once: the first counts.
     """
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: there is nothing to store: no shard holds a row.")
+    with alone(folder):
+        if not (folder / MANIFEST).is_file():  # others may have finished at the same moment
+            _finish(folder, manifest)
+        (folder / ".lock").unlink(missing_ok=True)
+    return EmbeddingStore.open(folder)
+
+
+def _finish(folder: Path, manifest: Manifest) -> None:
     sides, skipped = {}, 0
     for side in FOLDERS.values():
         records = read_records(folder, side)
@@ -56,11 +67,9 @@ def finish(folder: Path, manifest: Manifest) -> EmbeddingStore:
     if not any(side.rows for side in sides.values()):
         raise StoreError(f"{folder}: there is nothing to store: no shard holds a row.")
     text = replace(manifest, sides=sides, skipped=skipped).to_json()
-    with alone(folder):
-        put(folder / MANIFEST, lambda file: file.write(text.encode()))
-        for left in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp"), folder / ".lock"]:
-            left.unlink(missing_ok=True)
-    return EmbeddingStore.open(folder)
+    put(folder / MANIFEST, lambda file: file.write(text.encode()))
+    for left in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+        left.unlink(missing_ok=True)
 
 
 class EmbeddingStore:
@@ -75,6 +84,8 @@ class EmbeddingStore:
         self.width, self.scale, self.bias = manifest.width, manifest.scale, manifest.bias
         self.sides = "".join(side for side, name in FOLDERS.items() if name in manifest.sides)
         self._index = {side: mapped(path / FOLDERS[side] / INDEX) for side in self.sides}
+        for side, index in self._index.items():
+            _check_index(path / FOLDERS[side] / INDEX, index, manifest.sides[FOLDERS[side]].samples)
         held = {side: [shard.samples for shard in manifest.sides[FOLDERS[side]].shards] for side in self.sides}
         self._starts = {side: np.cumsum([0, *samples[:-1]]) for side, samples in held.items()}
         self._open: dict[tuple[str, int, bool], NDArray[Any]] = {}
@@ -87,6 +98,8 @@ class EmbeddingStore:
             text = (folder / MANIFEST).read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(_unfinished(folder)) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(f"{folder / MANIFEST} cannot be read ({error}). Copy or make the store again.") from error
         return cls(folder, Manifest.from_json(text, folder / MANIFEST))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -207,7 +220,15 @@ class EmbeddingStore:
                 self._open.pop(next(iter(self._open)))
             folder = FOLDERS[side]
             rows, _, written = files_of(self.path / folder / self.manifest.sides[folder].shards[number].file)
-            self._open[key] = np.asarray(mapped(written if views else rows))  # a plain array is quicker than a memmap
+            path, width = (written, 9) if views else (rows, self.width)
+            array = np.asarray(mapped(path))  # a plain array is quicker than a memmap
+            expected = (self.manifest.sides[folder].shards[number].rows, width)
+            if array.shape != expected:  # of a shorter file, other rows would be read
+                raise StoreError(
+                    f"{path} is {list(array.shape)}, the manifest says {list(expected)}: the store is damaged. Copy or "
+                    "make it again."
+                )
+            self._open[key] = array
         return self._open[key]
 
 
@@ -222,6 +243,15 @@ class WrittenViews:
         return self.store.written_view(sample_id, epoch)
 
 
+def _check_index(path: Path, index: NDArray[Any], samples: int) -> None:
+    """Refuse an index that is none, or of other shards; raises StoreError."""
+    if index.dtype != ENTRY or index.ndim != 1 or (len(index) and not 0 <= index["sample"].max() < samples):
+        raise StoreError(
+            f"{path} is not the index of these shards. Delete {MANIFEST} and {path.name}, and run the same clipdistill "
+            "embed again, or copy the store again."
+        )
+
+
 def job_of(folder: Path) -> dict[str, Any] | None:
     """The settings of the job that fills a folder, if one does; raises StoreError if they cannot be read."""
     try:
@@ -230,6 +260,8 @@ def job_of(folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise StoreError(f"{folder / JOB} is not JSON ({error}). Delete {folder}, and start anew.") from error
+    if not isinstance(settings, dict) or not {"sides", "source", "shard_size"} <= settings.keys():
+        raise StoreError(f"{folder / JOB} does not hold the settings of a job. Delete {folder}, and start anew.")
     return settings
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from clipdistill.algebra.nodes import BANK, LOGITS, STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
@@ -15,6 +15,7 @@ from clipdistill.errors import ConfigError, RecipeError, StoreError
 from clipdistill.evaluation.evaluate import Tasks
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.progress import console
+from clipdistill.teachers.manifest import read_records
 from clipdistill.teachers.store import EmbeddingStore
 from clipdistill.teachers.stored import is_store
 from clipdistill.teachers.teacher import Teacher
@@ -133,6 +134,16 @@ def check_stored(nodes: Sequence[Node], source: Source, opened: Opened) -> Sourc
     for letter, (store, choices) in opened.stores.items():
         asked = [node for node in nodes if node.model == letter]
         found = _wanting(store, source, asked)
+        for place in _broken(store, source, found):  # read again, they would be skipped again
+            del found[place]
+        made_from = store.manifest.source
+        if asked and made_from.fingerprint not in ("", source.fingerprint):
+            console.print(
+                f"warning: the store {store.path} was made from {made_from.uri}, and {source.uri} is not the same: "
+                f"ids, captions or sizes of files differ. Equal ids must be equal pictures; 'clipdistill store check "
+                f"{store.path} --data {source.uri}' compares some.",
+                markup=False,
+            )
         if found and not choices.skip_missing:
             raise StoreError(
                 f"the store {store.path} (teachers.{letter}) has no row for {len(found)} of the {len(source)} samples "
@@ -148,6 +159,16 @@ def check_stored(nodes: Sequence[Node], source: Source, opened: Opened) -> Sourc
     console.print(f"{len(wanting)} of {len(source)} samples have no stored row and are left out", markup=False)
     kept: list[Sample] = [source[place] for place in range(len(source)) if place not in wanting]
     return from_samples(kept, source.uri)
+
+
+def _broken(store: EmbeddingStore, source: Source, places: Iterable[int]) -> list[int]:
+    """Those samples that could not be read when the store was made."""
+    places = list(places)
+    if not places:
+        return []
+    records = read_records(store.path, "image").values()
+    skipped = {name for record in records for name, _ in record.skipped}
+    return [place for place in places if source[place].id in skipped]
 
 
 def _wanting(store: EmbeddingStore, source: Source, asked: Sequence[Node]) -> dict[int, None]:

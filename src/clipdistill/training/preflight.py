@@ -21,6 +21,7 @@ from clipdistill.algebra.rows import agreeing
 from clipdistill.data.batches import Batch
 from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, DataError, TrainingError
+from clipdistill.teachers.stored import StoredTeacher
 from clipdistill.training.setup import Setup
 
 #: AdamW keeps two numbers per weight beside the weight, and a checkpoint holds them all.
@@ -93,7 +94,7 @@ def _models(setup: Setup, findings: Findings) -> None:
         inlet = setup.batches.inlets[teacher.letter]
         findings.facts[f"teacher {teacher.letter}"] = (
             f"{setup.config.teachers[teacher.letter]}, {teacher.width} wide, logit scale {teacher.scale:.1f}, "
-            f"{_sight(inlet.transform)}"
+            f"{_stored_sight(teacher) if isinstance(teacher, StoredTeacher) else _sight(inlet.transform)}"
         )
         ours, theirs = setup.student.transform, inlet.transform
         if ours and theirs and (ours.mean, ours.std) != (theirs.mean, theirs.std):
@@ -194,6 +195,12 @@ def _sight(transform: Transform | None) -> str:
         return "no pictures"
     height, width = transform.size
     return f"{height} x {width} pixels"
+
+
+def _stored_sight(teacher: StoredTeacher) -> str:
+    count = teacher.store.manifest.views.count
+    seen = f"{count} views of each picture" if count else "whole pictures"
+    return f"stored, {seen}" if "I" in teacher.store.sides else "stored, captions alone"
 
 
 def _millions(number: int) -> str:

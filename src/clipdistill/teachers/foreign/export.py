@@ -91,7 +91,7 @@ def export_store(
         shutil.rmtree(beside, ignore_errors=True)
     lost = "".join(f"; left out: {count} {what}" for what, count in left_out.items() if count)
     views = store.manifest.views.count if "I" in wanted else 0
-    view = f", view 0 of {views}" if views > 1 else ""
+    view = f", view 0 of {views} drawn ones, which this layout cannot say: they are no whole pictures" if views else ""
     console.print(
         f"{folder}: {rows:,} rows of {' and '.join(FOLDERS[side] for side in wanted)}{view}{lost}", markup=False
     )

@@ -43,6 +43,9 @@ _END = 1024  # so many zeros end a tar file
 #: A member's sample and its kind, as webdataset splits names.
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
 
+#: The embeddings of one picture, all views and captions, take no more when unpacked.
+MAX_UNPACKED = 256 << 20
+
 
 @dataclass(frozen=True)
 class Member:
@@ -173,6 +176,8 @@ def _embeddings(member: Member) -> dict[str, NDArray[Any]]:
 
 def _read_npz(data: bytes) -> dict[str, NDArray[Any]]:
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            _refuse_larger(sum(entry.file_size for entry in packed.infolist()))
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -185,7 +190,10 @@ def _read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
     import torch
 
     try:
-        held = torch.load(io.BytesIO(gzip.decompress(data)), map_location="cpu", weights_only=True)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+            unpacked = packed.read(MAX_UNPACKED + 1)
+        _refuse_larger(len(unpacked))
+        held = torch.load(io.BytesIO(unpacked), map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, zlib.error) as error:
         raise StoreError(str(error)) from error
     except pickle.UnpicklingError as error:
@@ -193,6 +201,12 @@ def _read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
     if not isinstance(held, dict):
         raise StoreError(f"it holds {type(held).__name__}, expected a dictionary of tensors")
     return {str(name): value.float().numpy() for name, value in held.items() if isinstance(value, torch.Tensor)}
+
+
+def _refuse_larger(size: int) -> None:
+    """Refuse what unpacks to more than the embeddings of one picture can be; raises StoreError."""
+    if size > MAX_UNPACKED:
+        raise StoreError(f"it unpacks to more than {MAX_UNPACKED >> 20} MB, which no picture's embeddings are")
 
 
 def _image_rows(member: Member, held: dict[str, NDArray[Any]]) -> NDArray[Any]:
