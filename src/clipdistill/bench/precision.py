@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
-from clipdistill.bench.versus import Verdict, versus
+from clipdistill.bench.result import Result, of_verdicts
+from clipdistill.bench.versus import versus
 from clipdistill.config import make_run
 from clipdistill.models.device import make_autocast
 from clipdistill.training.preflight import first_batch
 from clipdistill.training.setup import prepare
 
 
-def run() -> list[Verdict]:
+def run() -> Result:
     """Measure forward and backward of the benchmark's teacher on one batch of 128 drawn pictures."""
     with tempfile.TemporaryDirectory() as folder:
         setup = prepare(
@@ -35,4 +36,4 @@ def run() -> list[Verdict]:
         setup.losses(batch).total.backward()  # type: ignore[no-untyped-call]
 
     fast, plain = ("bfloat16", lambda: step("bfloat16")), ("float32", lambda: step("float32"))
-    return [versus("one training step on this CPU", fast, plain, pairs=5)]
+    return of_verdicts({"bfloat16_step": versus("one training step on this CPU", fast, plain, pairs=5)})

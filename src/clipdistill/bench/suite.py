@@ -1,26 +1,50 @@
-"""Run benchmarks by name."""
+"""Run benchmarks by name, tell what they found, and write it down."""
 
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from clipdistill.bench.versus import Verdict
+from clipdistill.bench.machine import machine
+from clipdistill.bench.result import Result
 from clipdistill.errors import ConfigError, did_you_mean
+from clipdistill.files import write_text
+from clipdistill.models.bundle import versions
 
-#: One module of this folder each.
-NAMES = ("precision", "transform")
+#: One module of this folder each, the quick ones first.
+NAMES = ("precision", "transform", "store", "embed-kd")
 
 
-def run(names: list[str]) -> list[Verdict]:
-    """Run the benchmarks ``names``, all of them if none is named.
+def run(names: Sequence[str], file: Path | None, tell: Callable[[str], object]) -> None:
+    """Run the benchmarks ``names``, all of them if none is named; ``tell`` each one's text as soon as it is done.
+
+    ``file`` gets the ratios of all, everything each has measured, the machine and the versions, as JSON.
 
     Raises:
-        ConfigError: a name is unknown.
+        ConfigError: a name is unknown, or there is no folder for ``file``; nothing has been run.
     """
-    for name in names:
+    chosen = list(dict.fromkeys(names)) or list(NAMES)
+    for name in chosen:
         if name not in NAMES:
             raise ConfigError(f"there is no benchmark '{name}'." + did_you_mean(name, NAMES))
-    found: list[Verdict] = []
-    for name in names or NAMES:
-        found += importlib.import_module(f"clipdistill.bench.{name}").run()
-    return found
+    if file is not None and not file.parent.is_dir():
+        raise ConfigError(f"--json {file}: there is no folder {file.parent}. Make it, or name another file.")
+    found: dict[str, Result] = {}
+    for name in chosen:
+        found[name] = importlib.import_module(f"clipdistill.bench.{name.replace('-', '_')}").run()
+        tell(found[name].text)
+    if file is not None:
+        write_text(file, json.dumps(as_dict(found), indent=2, allow_nan=False) + "\n")
+
+
+def as_dict(found: Mapping[str, Result]) -> dict[str, Any]:
+    """The results as one plain object; no two benchmarks have a ratio of the same name."""
+    return {
+        "ratios": {name: ratio for result in found.values() for name, ratio in result.ratios.items()},
+        "benchmarks": {name: result.measured for name, result in found.items()},
+        "machine": machine(),
+        "versions": versions(),
+    }
