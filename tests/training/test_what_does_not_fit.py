@@ -192,7 +192,27 @@ def test_a_picture_without_a_caption_is_kept_out_of_the_bank(tmp_path: Path, tea
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     embed(str(folder), str(teacher), tmp_path / "store", workers=0)
     bank = {"draw": "random", "size": 8}
-    distill(run(tmp_path / "run", tmp_path / "store", recipe="motis-2", data=str(folder), bank=bank))
+    config = run(tmp_path / "run", tmp_path / "store", recipe="motis-2", data=str(folder), bank=bank)
+    distill(config)
+    assert len(losses(tmp_path / "run")) == 8
+    setup = prepare(config.model_copy(update={"out": str(tmp_path / "other")}))
+    batch = first_batch(setup)
+    counts = {len(setup.banks.rows(batch, number)[0]["TT@bank"]) for number in range(20)}
+    assert 7 in counts
+    assert counts <= {7, 8}
+
+
+def test_a_picture_that_could_not_be_embedded_is_left_out_everywhere(tmp_path: Path, teacher: Path) -> None:
+    """It has no row, and would be skipped if it were read: neither batch nor bank meets it."""
+    folder = Path(synthetic(tmp_path / "data"))
+    (folder / "3.png").write_bytes(b"no picture")
+    embed(str(folder), str(teacher), tmp_path / "store", workers=0)
+    bank = {"size": 7, "neighbours": 3}
+    config = run(tmp_path / "run", tmp_path / "store", recipe="motis-2", data=str(folder), bank=bank)
+    setup = prepare(config)
+    assert len(setup.source) == 23
+    distill(config)
+    assert len(losses(tmp_path / "run")) == 8
 
 
 def test_a_teacher_may_serve_to_find_duplicates_alone(tmp_path: Path, store: Path) -> None:

@@ -108,10 +108,6 @@ def _short(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def stored(job: Job) -> int:
-    return sum(record.rows for side in job.sides for record in read_records(job.folder, FOLDERS[side]).values())
-
-
 def done(job: Job) -> tuple[int, int]:
     """How many shards are done, and how many there are, over both sides."""
     done = sum(len(read_records(job.folder, FOLDERS[side])) for side in job.sides)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipdistill.algebra.nodes import Node
 from clipdistill.data.batches import Batch, Inlet
+from clipdistill.data.samples import Sample
 from clipdistill.errors import ConfigError, ModelError, did_you_mean
 from clipdistill.models.hub import model_folder
 from clipdistill.teachers.manifest import MANIFEST
@@ -107,6 +108,10 @@ class StoredTeacher:
         self.nodes: Sequence[str] = [str(node) for node in given]
         texts = () if self.by_id else tuple(sorted(node.view for node in self._asked if node.side == "T"))
         self.inlet = Inlet(None, None, texts)
+
+    def key(self, side: str, sample: Sample) -> str:
+        """What a sample's row is found by: its id, or its first caption."""
+        return sample.id if side == "I" or self.by_id else (sample.captions or [""])[0]
 
     def embed(self, batch: Batch, wanted: Collection[Node] | None = None) -> dict[str, Tensor]:
         """Read the rows the recipe asks for; see :class:`clipdistill.teachers.teacher.Teacher`."""

@@ -57,8 +57,7 @@ class Banks:
         samples = [self.source[int(place)] for place in places]
         rows = dict(self.fixed)
         for node, teacher in self.stored.items():
-            names = [sample.id for sample in samples]
-            keys = names if node.side == "I" or teacher.by_id else [sample.captions[0] for sample in samples]
+            keys = [teacher.key(node.side, sample) for sample in samples]
             stored = teacher.store.rows(node.side, keys, batch.view)
             rows[str(node)] = torch.from_numpy(stored).to(teacher.device, torch.float32)
         # As in a batch: no key for the picture's bytes, which nobody reads, one for the caption, one for the group.
@@ -156,8 +155,7 @@ def stored_rows(teacher: StoredTeacher, source: Source, side: str) -> NDArray[np
     blocks = []
     for start in range(0, len(source), 65536):
         samples = [source[index] for index in range(start, min(start + 65536, len(source)))]
-        by_id = side == "I" or teacher.by_id
-        blocks.append(teacher.store.rows(side, [s.id if by_id else (s.captions or [""])[0] for s in samples]))
+        blocks.append(teacher.store.rows(side, [teacher.key(side, sample) for sample in samples]))
     return np.concatenate(blocks)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from clipdistill.algebra.nodes import BANK, LOGITS, STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
@@ -130,12 +130,12 @@ def check_stored(nodes: Sequence[Node], source: Source, opened: Opened) -> Sourc
     Raises:
         StoreError: samples have no row, and the run does not say ``?missing=skip``.
     """
-    wanting: dict[int, str] = {}
+    wanting: dict[int, None] = {}
     for letter, (store, choices) in opened.stores.items():
         asked = [node for node in nodes if node.model == letter]
         found = _wanting(store, source, asked)
-        for place in _broken(store, source, found):  # read again, they would be skipped again
-            del found[place]
+        broken = _broken(store, source, found)  # read again, they would be skipped again
+        lost = [place for place in found if place not in broken]
         made_from = store.manifest.source
         if asked and made_from.fingerprint not in ("", source.fingerprint):
             console.print(
@@ -144,14 +144,14 @@ def check_stored(nodes: Sequence[Node], source: Source, opened: Opened) -> Sourc
                 f"{store.path} --data {source.uri}' compares some.",
                 markup=False,
             )
-        if found and not choices.skip_missing:
+        if lost and not choices.skip_missing:
             raise StoreError(
-                f"the store {store.path} (teachers.{letter}) has no row for {len(found)} of the {len(source)} samples "
-                f"of {source.uri}, first {', '.join(source[place].id for place in list(found)[:5])}: it was made from "
+                f"the store {store.path} (teachers.{letter}) has no row for {len(lost)} of the {len(source)} samples "
+                f"of {source.uri}, first {', '.join(source[place].id for place in lost[:5])}: it was made from "
                 f"{store.manifest.source.uri}. Embed these data, or write teachers.{letter}={store.path}?missing=skip "
                 "to leave these samples out."
             )
-        wanting |= dict.fromkeys(found, letter)
+        wanting |= found
     if not wanting:
         return source
     if len(wanting) == len(source):
@@ -161,14 +161,13 @@ def check_stored(nodes: Sequence[Node], source: Source, opened: Opened) -> Sourc
     return from_samples(kept, source.uri)
 
 
-def _broken(store: EmbeddingStore, source: Source, places: Iterable[int]) -> list[int]:
+def _broken(store: EmbeddingStore, source: Source, places: Collection[int]) -> set[int]:
     """Those samples that could not be read when the store was made."""
-    places = list(places)
     if not places:
-        return []
+        return set()
     records = read_records(store.path, "image").values()
     skipped = {name for record in records for name, _ in record.skipped}
-    return [place for place in places if source[place].id in skipped]
+    return {place for place in places if source[place].id in skipped}
 
 
 def _wanting(store: EmbeddingStore, source: Source, asked: Sequence[Node]) -> dict[int, None]:
