@@ -1,8 +1,21 @@
-"""Shared by all tests: one thread each, because the tests run side by side."""
+"""Shared by all tests: one thread each, because the tests run side by side; and a torchvision that can be imported."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+# No torchvision is built for the CPU torch that the tests use: its operators are not there, and without two of their
+# names open_clip and timm cannot be imported. transformers is to go without, as it does on such a machine; so are the
+# processes that tests start.
+importlib.import_module("clipdistill.models.huggingface")
+_OPERATORS = torch.library.Library("torchvision", "DEF")
+for _schema in ("nms(Tensor dets, Tensor scores, float iou) -> Tensor", "qnms(Tensor d, Tensor s, float i) -> Tensor"):
+    _OPERATORS.define(_schema)
+sys.modules.pop("torchvision", None)

@@ -20,7 +20,9 @@ def test_everything_is_measured() -> None:
     assert found.ratios["store_read"] == measured["reads"]["store_read"]["ratio"]
     assert measured["write"]["rows"] == 300
     assert min(measured["open_seconds"], measured["write"]["rows_per_second"], measured["rows_per_second"]) > 0
-    assert "aim 0.8 by id" in found.text
+    assert "aim 0.8 by position" in found.text
+    assert found.ratios["store_take"] == measured["reads"]["store_take"]["ratio"]
+    assert measured["rows_per_second"] > measured["rows_per_second_by_id"]
 
 
 def test_both_ways_read_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from clipdistill.data.views import Augmentation, draw
 from clipdistill.errors import ClipdistillError, ConfigError, DataError, InterruptedRunError, StoreError
 from clipdistill.models.huggingface import load
 from clipdistill.teachers import embed as job
+from clipdistill.teachers.check_store import check_store
 from clipdistill.teachers.embed import embed
 from clipdistill.teachers.store import EmbeddingStore
 
@@ -180,6 +181,34 @@ def test_a_finished_job_is_left_as_it_is(small_model: str, tmp_path: Path) -> No
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*") if path.is_file()}
     assert embed(DATA, small_model, tmp_path / "s") is not None
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("gone", ["image/00001.npy", "text/00002.ids.jsonl", "image/index.npy"])
+def test_what_a_finished_store_has_lost_is_made_again(small_model: str, tmp_path: Path, gone: str) -> None:
+    store = embed(DATA, small_model, tmp_path / "s")
+    assert store is not None
+    ids, rows = list(store.keys("I")), [*store.blocks("I")]
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*.npy") if path.name != Path(gone).name}
+    (tmp_path / "s" / gone).unlink()
+    again = embed(DATA, small_model, tmp_path / "s")
+    assert again is not None
+    assert list(again.keys("I")) == ids
+    assert np.array_equal(np.concatenate(rows), np.concatenate([*again.blocks("I")]))
+    assert np.array_equal(again.rows("I", ids[::-1]), np.concatenate(rows)[::-1])
+    left = {path for path, time in kept.items() if path.name != "index.npy" and path.stat().st_mtime_ns != time}
+    assert not left, "what was there is made only once"
+    assert check_store(tmp_path / "s").findings == []
+
+
+def test_a_full_disk_is_said_with_the_file(small_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: object, array: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(StoreError, match=r"image/00000.npy cannot be written \(No space left on device\)"):
+        embed(DATA, small_model, tmp_path / "s")
+    monkeypatch.undo()
+    assert embed(DATA, small_model, tmp_path / "s") is not None
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Claim: a store gives rows by id nearly as fast as numpy indexes a plain memory map of the same bytes.
+"""Claim: a store gives rows at random nearly as fast as numpy indexes a plain memory map of the same bytes.
 
-What a store does besides costs the difference: it hashes ids and looks them up, and goes from file to file; when
-written, it takes checksums. Shapes: ``N`` rows, ``D`` width, ``B`` ids a call.
+What a store does besides costs the difference: it goes from file to file, and when written takes checksums. By id it
+also hashes every id and looks it up, for which numpy has no counterpart: that is told beside it. Shapes: ``N`` rows,
+``D`` width, ``B`` ids a call.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from clipdistill.teachers.embed import SHARD_BYTES
 from clipdistill.teachers.manifest import Data, Manifest, Model
 from clipdistill.teachers.store import EmbeddingStore, finish, write_shard
 
-#: What reading by id is meant to reach.
+#: What reading by position, as numpy reads, is meant to reach.
 AIM = 0.8
 _OPENINGS = 20
 
@@ -115,19 +116,24 @@ def _read(store: EmbeddingStore, plain: NDArray[Any], ids: list[str], at_once: i
 
 def _result(written: dict[str, Any], opened: float, reads: dict[str, Verdict], at_once: int) -> Result:
     rate, plain_rate = (written["rows"] / written[key] for key in ("seconds", "numpy_seconds"))
-    read = reads["store_read"]
+    read, take = reads["store_read"], reads["store_take"]
     ratios = {name: verdict.ratio for name, verdict in reads.items()} | {"store_write": rate / plain_rate}
     measured = {
         "write": {**written, "rows_per_second": rate, "numpy_rows_per_second": plain_rate},
         "open_seconds": opened,
-        "rows_per_second": at_once / read.our_seconds,
+        "rows_per_second": at_once / take.our_seconds,
+        "rows_per_second_by_id": at_once / read.our_seconds,
         "reads": {name: asdict(verdict) for name, verdict in reads.items()},
-        "aims": {"store_read": AIM},
+        "aims": {"store_take": AIM},
     }
     text = (
         f"store written: {rate:,.0f} rows/s, a plain memory map {plain_rate:,.0f}: {rate / plain_rate:.2f} times as "
         f"fast; indexed in {written['index_seconds']:.2f} s\n"
         f"store opened, first row read: {opened * 1000:.2f} ms"
     )
-    aim = f"aim {AIM} by id: {'reached' if read.ratio >= AIM else 'missed'}, {at_once / read.our_seconds:,.0f} rows/s"
+    lookup = (read.our_seconds - take.our_seconds) / at_once
+    aim = (
+        f"aim {AIM} by position: {'reached' if take.ratio >= AIM else 'missed'}, {at_once / take.our_seconds:,.0f} "
+        f"rows/s; an id adds {lookup * 1e6:.2f} microseconds: {at_once / read.our_seconds:,.0f} rows/s by id"
+    )
     return Result(ratios, measured, "\n".join([text, *map(str, reads.values()), aim]))

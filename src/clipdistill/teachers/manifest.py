@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from clipdistill.data.views import Augmentation
 from clipdistill.errors import StoreError
@@ -24,6 +24,9 @@ MANIFEST = "manifest.json"
 FOLDERS = {"I": "image", "T": "text"}
 #: What to call the rows of a side's folder, and their keys.
 NOUNS = {"image": "ids", "text": "captions"}
+
+#: NaN is valid in JSON as Python reads it, and would only be met as a loss that is not finite.
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ class Manifest:
     model: Model
     source: Data
     width: int
-    scale: float
-    bias: float | None = None
+    scale: Finite
+    bias: Finite | None = None
     dtype: Literal["float16", "float32"] = "float16"
     transform: dict[str, Any] | None = None
     views: ViewPlan = ViewPlan()

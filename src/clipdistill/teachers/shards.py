@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from clipdistill.errors import StoreError
 from clipdistill.files import checksum
-from clipdistill.teachers.manifest import NOUNS, Manifest, Record, Shard, Side
+from clipdistill.teachers.manifest import FOLDERS, MANIFEST, NOUNS, Manifest, Record, Shard, Side, read_records
 
 INDEX = "index.npy"
 #: Key (a hash) and position of every sample, sorted by key.
@@ -82,6 +82,11 @@ def put(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error}). What was stored before is whole: make room, and "
+            "run the same command again."
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -89,6 +94,33 @@ def put(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.fsync(folder)  # the rename too
     finally:
         os.close(folder)
+
+
+def forget_lost(folder: Path) -> None:
+    """Make a store unfinished again where files of it are gone: what was in them counts as not done."""
+    if not _damaged(folder):
+        return
+    with alone(folder):
+        if _damaged(folder):  # still: another process may have been finishing it
+            for stem in _lost(folder):
+                stem.with_suffix(".json").unlink(missing_ok=True)
+            (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _damaged(folder: Path) -> bool:
+    sides = [folder / side for side in FOLDERS.values() if (folder / side).is_dir()]
+    finished = (folder / MANIFEST).is_file()
+    return any(_lost(folder)) or (finished and not all((side / INDEX).is_file() for side in sides))
+
+
+def _lost(folder: Path) -> Iterator[Path]:
+    """Finished shards of which a file is gone."""
+    for side in FOLDERS.values():
+        for number, record in read_records(folder, side).items():
+            stem = folder / side / f"{number:05d}"
+            rows, keys, views = files_of(stem)
+            if not all(file.is_file() for file in (rows, keys, *([views] if record.views else []))):
+                yield stem
 
 
 def read_keys(path: Path) -> Iterator[str]:

@@ -146,7 +146,9 @@ class EmbeddingStore:
         if not len(index):
             return np.full(len(keys), -1, np.int64)
         wanted = keys64(keys)
-        places = np.minimum(np.searchsorted(index["key"], wanted), len(index) - 1)
+        order = np.argsort(wanted)  # in order, neighbouring searches go the same way: half the time of random ones
+        places = np.empty(len(wanted), np.int64)
+        places[order] = np.minimum(np.searchsorted(index["key"], wanted[order]), len(index) - 1)
         found = index[places]
         return np.where(found["key"] == wanted, found["sample"], np.int64(-1))
 
@@ -247,8 +249,8 @@ def _check_index(path: Path, index: NDArray[Any], samples: int) -> None:
     """Refuse an index that is none, or of other shards; raises StoreError."""
     if index.dtype != ENTRY or index.ndim != 1 or (len(index) and not 0 <= index["sample"].max() < samples):
         raise StoreError(
-            f"{path} is not the index of these shards. Delete {MANIFEST} and {path.name}, and run the same clipdistill "
-            "embed again, or copy the store again."
+            f"{path} is not the index of these shards. Delete it, and run the same clipdistill embed again, or copy "
+            "the store again."
         )
 
 
