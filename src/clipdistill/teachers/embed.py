@@ -26,7 +26,7 @@ from clipdistill.progress import Advance, console, progress
 from clipdistill.teachers.job import Job, begin, done, look_at
 from clipdistill.teachers.manifest import FOLDERS, MANIFEST, Data, Manifest, Model, ViewPlan, read_records
 from clipdistill.teachers.rows import Pictures, told, unit_rows
-from clipdistill.teachers.shards import forget_lost, write_shard
+from clipdistill.teachers.shards import write_shard
 from clipdistill.teachers.store import EmbeddingStore, finish
 
 #: A shard is at most so many bytes, and at most this share of the data: what a stop can cost.
@@ -87,7 +87,6 @@ def embed(
         max_broken=max_broken,
     )
     begin(job)
-    forget_lost(job.folder)
     try:
         _work(job, range(part - 1, job.shards, parts))
         return _finish(job)

@@ -16,7 +16,7 @@ from clipdistill.data.samples import Source
 from clipdistill.errors import StoreError
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.teachers.manifest import FOLDERS, MANIFEST, ViewPlan, read_records
-from clipdistill.teachers.shards import put
+from clipdistill.teachers.shards import forget_lost, put
 from clipdistill.teachers.store import JOB, job_of, shards_of
 
 
@@ -77,7 +77,10 @@ def look_at(folder: Path) -> dict[str, Any] | None:
 
 
 def begin(job: Job) -> None:
-    """Write the settings down, or compare them with those the job was begun with; raises StoreError."""
+    """Write the settings down, or compare them with those the job was begun with, and see what is lost of it.
+
+    Raises StoreError.
+    """
     settings = json.loads(json.dumps(job.settings))
     begun = job_of(job.folder)
     if begun is None:
@@ -95,6 +98,7 @@ def begin(job: Job) -> None:
             f"the store {job.folder} was begun with other settings ({'; '.join(changed)}). "
             "Go on with the old ones, or start anew in another folder."
         )
+    forget_lost(job.folder)
 
 
 def _content(value: Any) -> Any:
