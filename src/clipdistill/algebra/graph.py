@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from clipdistill.algebra import objectives
-from clipdistill.algebra.gather import Split, gather, own_rows, summed, total
+from clipdistill.algebra.call import Call, Learned, Numbers, bias_key
+from clipdistill.algebra.gather import Split, own_rows, total
 from clipdistill.algebra.nodes import Arrow, Node
 from clipdistill.algebra.objectives import PerRow
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.algebra.rows import Embeddings, Rows, as_keys, by_node, checked, unit
-from clipdistill.algebra.term import MAX_SCALE, GradNorm, NewScale, Scale, Term
+from clipdistill.algebra.strips import recomputed
+from clipdistill.algebra.term import MAX_SCALE, GradNorm, NewScale, Term
 from clipdistill.algebra.weights import measure
 from clipdistill.algebra.widths import Widths, adapter_key
-from clipdistill.errors import RecipeError, did_you_mean
+from clipdistill.errors import RecipeError
 
 #: SigLIP's initial logit bias (arXiv 2303.15343, section 3.2): most pairs are negatives, so start from "no".
 INITIAL_BIAS = -10.0
-
-Numbers = Mapping[str, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,6 @@ class Losses:
 
     total: Tensor
     terms: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What one call brings: rows and who is whose positive, logit scales and biases by model letter."""
-
-    rows: Rows
-    scales: Numbers
-    biases: Numbers
 
 
 class InteractionGraph(nn.Module):
@@ -80,6 +71,7 @@ class InteractionGraph(nn.Module):
         self.biases = nn.ParameterDict()
         for term in recipe.terms:
             self._furnish(term)
+        self._learned = Learned(self._widths, self.adapters, self.scales, self.biases)
         measured = [term.name for term in recipe.terms if isinstance(term.weight, GradNorm)]
         if len(measured) == len(recipe.terms):
             raise RecipeError(f"recipe {recipe.name}: a grad_norm weight is a share of the others; give one a number.")
@@ -100,8 +92,8 @@ class InteractionGraph(nn.Module):
         for name, scale in term.scales.items():
             if isinstance(scale, NewScale):
                 self.scales[name] = nn.Parameter(torch.tensor(scale.initial if scale.raw else math.log(scale.initial)))
-        if term.metric == "sigmoid" and _bias_key(term) not in self.biases:
-            self.biases[_bias_key(term)] = nn.Parameter(torch.tensor(INITIAL_BIAS))
+        if term.metric == "sigmoid" and bias_key(term) not in self.biases:
+            self.biases[bias_key(term)] = nn.Parameter(torch.tensor(INITIAL_BIAS))
 
     def forward(
         self,
@@ -145,13 +137,14 @@ class InteractionGraph(nn.Module):
             split = Split.of(count, device)
             keys = None if positives is None else as_keys(positives, count)
             rows = Rows(units, given, split, keys, labels, bank_keys)
-            return self._losses(terms, _Given(rows, scales, biases or {}))
+            return self._losses(terms, Call(self._learned, rows, scales, biases or {}))
 
-    def _losses(self, terms: list[Term], given: _Given) -> Losses:
-        split = given.rows.split
-        sums = torch.stack([self._value(term, given) for term in terms]) / split.total
+    def _losses(self, terms: list[Term], call: Call) -> Losses:
+        split = call.rows.split
+        call.meet(terms)
+        sums = self._sums(terms, call) / split.total
         values = dict(zip([term.name for term in terms], total(sums, split).unbind(), strict=True))
-        weights = self._weights(terms, values, given.rows)
+        weights = self._weights(terms, values, call.rows)
         return Losses(torch.stack([weights[name] * value for name, value in values.items()]).sum(), values)
 
     @torch.no_grad()
@@ -177,8 +170,22 @@ class InteractionGraph(nn.Module):
             rows[node] = unit(self.fusions[str(node)](torch.cat([rows[part] for part in node.parts], dim=1)))
         return rows
 
-    def _value(self, term: Term, given: _Given) -> Tensor:
-        """One term on this rank's rows: the sum over rows of the mean over its arrows."""
+    def _sums(self, terms: list[Term], call: Call) -> Tensor:
+        """Every term's sum over this rank's rows, ``[terms]``: strip by strip, but for gradients, which cross them."""
+        strips = call.strips
+        by_row = [term for term in terms if term.verb != "gradient"]
+        if len(strips) == 1 or not by_row:
+            return self._by_row(terms, call)
+        found = sum(recomputed(lambda part: self._by_row(by_row, call.strip(part)), part) for part in strips)
+        assert isinstance(found, Tensor)
+        values = dict(zip([term.name for term in by_row], found.unbind(), strict=True))
+        return torch.stack([values[t.name] if t.name in values else self._value(t, call) for t in terms])
+
+    def _by_row(self, terms: list[Term], call: Call) -> Tensor:
+        return torch.stack([self._value(term, call) for term in terms])
+
+    def _value(self, term: Term, call: Call) -> Tensor:
+        """One term on some rows: the sum over rows of the mean over its arrows."""
         compute = {
             "contrast": self._contrast,
             "relation": self._relation,
@@ -186,25 +193,25 @@ class InteractionGraph(nn.Module):
             "gradient": self._gradient,
             "classify": self._classify,
         }[term.verb]
-        rows = torch.stack([compute(term, index, given) for index in range(len(term.arrows))]).mean(dim=0)
-        return (rows if term.confidence is None else rows * self._confidence(term, given)).sum()
+        rows = torch.stack([compute(term, index, call) for index in range(len(term.arrows))]).mean(dim=0)
+        return (rows if term.confidence is None else rows * call.sure[term.name][call.rows.part]).sum()
 
-    def _contrast(self, term: Term, index: int, given: _Given) -> PerRow:
+    def _contrast(self, term: Term, index: int, call: Call) -> PerRow:
         arrow = term.arrows[index]
-        logits = self._logits(term, arrow, (), term.name, given)
+        logits = call.logits(term, arrow, term.name)
         if term.metric == "sigmoid":
-            logits = logits + self._bias(term, arrow, given)
-        return objectives.CONTRAST[term.metric](logits, given.rows.positives(arrow.other))
+            logits = logits + call.bias(term, arrow)
+        return objectives.CONTRAST[term.metric](logits, call.rows.positives(arrow.other))
 
-    def _relation(self, term: Term, index: int, given: _Given) -> PerRow:
+    def _relation(self, term: Term, index: int, call: Call) -> PerRow:
         arrow = term.arrows[index]
-        logits = self._logits(term, arrow, (), term.name, given)
+        logits = call.logits(term, arrow, term.name)
         names = list(term.scales)[1:]
         likes = [target[index] for target in term.like]
-        targets = [self._logits(term, like, (), name, given) for like, name in zip(likes, names, strict=True)]
+        targets = [call.logits(term, like, name) for like, name in zip(likes, names, strict=True)]
         if term.metric == "sigmoid":
-            logits = logits + self._bias(term, arrow, given)
-            targets = [t + self._bias(term, like, given) for t, like in zip(targets, likes, strict=True)]
+            logits = logits + call.bias(term, arrow)
+            targets = [t + call.bias(term, like) for t, like in zip(targets, likes, strict=True)]
         for like, target in zip(likes, targets, strict=True):
             if target.shape != logits.shape:
                 raise RecipeError(
@@ -217,120 +224,64 @@ class InteractionGraph(nn.Module):
             compare = objectives.RELATION[term.metric]
         return compare(logits, targets if term.mutual else [target.detach() for target in targets])
 
-    def _feature(self, term: Term, index: int, given: _Given) -> PerRow:
+    def _feature(self, term: Term, index: int, call: Call) -> PerRow:
         arrow = term.arrows[index]
         width = self._widths.joint(term, arrow)
-        anchor, other = (self._fit(term, node, given.rows.units[node], width) for node in (arrow.anchor, arrow.other))
+        anchor, other = (call.fit(term, node, call.rows.anchors(node), width) for node in (arrow.anchor, arrow.other))
         return objectives.FEATURE[term.metric](anchor, other if term.mutual else other.detach())
 
-    def _gradient(self, term: Term, index: int, given: _Given) -> PerRow:
+    def _gradient(self, term: Term, index: int, call: Call) -> PerRow:
         """CLIP-KD's GD: both gradients of an arrow's InfoNCE, student against teacher."""
         arrow, (like, *_) = term.arrows[index], [target[index] for target in term.like]
         name, like_name = term.scales
-        scale, like_scale = self._scale(term, name, given), self._scale(term, like_name, given)
+        scale, like_scale = call.scale(term, name), call.scale(term, like_name)
         if term.reference:  # the published code divides by the scale where it means to multiply
             scale, like_scale = 1 / scale, 1 / like_scale
-        ours = self._contrast_gradients(term, arrow, (like,), scale, given)
-        theirs = self._contrast_gradients(term, like, (), like_scale, given)
+        ours = self._contrast_gradients(term, arrow, (like,), scale, call)
+        theirs = self._contrast_gradients(term, like, (), like_scale, call)
         pairs = zip(ours, theirs, strict=True)
         parts = [objectives.feature_mse(a, b if term.mutual else b.detach()) for a, b in pairs]
         return torch.stack(parts).sum(dim=0)
 
     def _contrast_gradients(
-        self, term: Term, arrow: Arrow, like: tuple[Arrow, ...], scale: float | Tensor, given: _Given
+        self, term: Term, arrow: Arrow, like: tuple[Arrow, ...], scale: float | Tensor, call: Call
     ) -> tuple[Tensor, Tensor]:
         """The gradients of an arrow's InfoNCE, those of this rank's rows."""
-        anchor, other = self._pair(term, arrow, like, given)
-        rows = given.rows
-        positives = rows.positives(arrow.other)
-        mine, others = objectives.contrast_gradients(anchor, other, scale, positives, rows.split.total)
-        return mine, own_rows(others, rows.split)
+        rows, strips = call.rows, call.strips
+        width = self._widths.joint(term, arrow, like)
+        other = call.others(term, arrow, width)
 
-    def _classify(self, term: Term, index: int, given: _Given) -> PerRow:
+        def of(part: slice) -> tuple[Tensor, Tensor]:
+            strip = rows.strip(part)
+            anchor = call.fit(term, arrow.anchor, strip.anchors(arrow.anchor), width)
+            positives = strip.positives(arrow.other)
+            return objectives.contrast_gradients(anchor, other, scale, positives, rows.split.total)
+
+        found = [of(part) if len(strips) == 1 else recomputed(of, part) for part in strips]
+        mine, others = zip(*found, strict=True)
+        return torch.cat(mine), own_rows(torch.stack(others).sum(dim=0), rows.split)
+
+    def _classify(self, term: Term, index: int, call: Call) -> PerRow:
         """A classifier's logits against labels, or against another classifier's."""
         node = term.arrows[index].anchor
-        logits = self._scale(term, term.name, given) * given.rows.units[node]
+        logits = call.scale(term, term.name) * call.rows.anchors(node)
         if term.reference:  # the published code takes the softmax of the softmax
             logits = logits.softmax(dim=1)
         if not term.like:
-            if given.rows.labels is None or not _within(given.rows.labels, logits.shape[1]):
+            if call.rows.labels is None or not _within(call.rows.labels, logits.shape[1]):
                 raise RecipeError(
                     f"recipe {self.recipe.name}, term {term} needs the class of every row: expected labels from 0 to "
-                    f"{logits.shape[1] - 1}, found {_range(given.rows.labels)}."
+                    f"{logits.shape[1] - 1}, found {_range(call.rows.labels)}."
                 )
-            return objectives.classify(logits, given.rows.labels)
+            return objectives.classify(logits, call.rows.labels[call.rows.part])
         target_node, (_, name) = term.like[0][index].anchor, list(term.scales)
-        target = self._scale(term, name, given) * given.rows.units[target_node]
+        target = call.scale(term, name) * call.rows.anchors(target_node)
         if target.shape != logits.shape:
             raise RecipeError(
                 f"recipe {self.recipe.name}, term {term}: {node} tells {logits.shape[1]} classes apart, {target_node} "
                 f"{target.shape[1]}. Both need the same classes."
             )
         return objectives.classify_like(logits, target if term.mutual else target.detach())
-
-    @torch.no_grad()
-    def _confidence(self, term: Term, given: _Given) -> PerRow:
-        """The weight of every row: the probability that an arrow gives to its positives; their mean is 1."""
-        arrow = term.confidence
-        assert arrow is not None
-        anchor, other = self._pair(term, arrow, (), given)
-        scale = self._number(term, arrow.anchor.model, given)
-        p = (scale * anchor @ other.T).softmax(dim=1)
-        sure = (p * given.rows.positives(arrow.other)).sum(dim=1)
-        return sure * given.rows.split.total / summed(sure.sum(), given.rows.split).clamp(min=1e-30)
-
-    def _logits(self, term: Term, arrow: Arrow, like: tuple[Arrow, ...], name: str, given: _Given) -> Tensor:
-        anchor, other = self._pair(term, arrow, like, given)
-        return self._scale(term, name, given) * anchor @ other.T
-
-    def _pair(self, term: Term, arrow: Arrow, like: tuple[Arrow, ...], given: _Given) -> tuple[Tensor, Tensor]:
-        """This rank's anchors and all candidates of an arrow, ``[b, D]`` and ``[N, D]``, at one width."""
-        width = self._widths.joint(term, arrow, like)
-        anchor = self._fit(term, arrow.anchor, given.rows.units[arrow.anchor], width)
-        layers = [self._fit(term, layer, self._candidates(term, layer, given), width) for layer in arrow.other.layers]
-        return anchor, layers[0] if len(layers) == 1 else torch.cat(layers)
-
-    def _candidates(self, term: Term, layer: Node, given: _Given) -> Tensor:
-        if term.reference and term.adapter == "teacher" and not layer.is_student:
-            # CLIP-Embed-KD's code maps rows of any length.
-            rows = given.rows.raw[layer]
-            return rows if layer.is_bank else gather(rows, given.rows.split)
-        return given.rows.everywhere(layer)
-
-    def _fit(self, term: Term, node: Node, rows: Tensor, width: int) -> Tensor:
-        """Rows of a node at a width: mapped or stretched where it is another than theirs."""
-        if self._widths.is_mapped(term, node, width):
-            return unit(self.adapters[adapter_key(node, width)](rows))
-        return rows if rows.shape[1] == width else unit(objectives.stretch(rows, width))
-
-    def _bias(self, term: Term, arrow: Arrow, given: _Given) -> float | Tensor:
-        """The logit bias of an arrow: the anchor model's own, else for a student the one learned here."""
-        letter = arrow.anchor.model
-        if letter in given.biases:
-            return given.biases[letter]
-        if not arrow.anchor.is_student:
-            raise RecipeError(
-                f"recipe {self.recipe.name}, term {term}: sigmoid targets need a teacher with a logit bias, as SigLIP "
-                f"has one, and teacher '{letter}' has none. Choose another teacher, or metric: kl."
-            )
-        learned: Tensor = self.biases[_bias_key(term)]
-        return learned
-
-    def _scale(self, term: Term, name: str, given: _Given) -> float | Tensor:
-        return self._number(term, term.scales[name], given, name)
-
-    def _number(self, term: Term, scale: Scale, given: _Given, name: str = "") -> float | Tensor:
-        if isinstance(scale, NewScale):
-            stored: Tensor = self.scales[name]
-            return stored if scale.raw else stored.exp()
-        if not isinstance(scale, str):
-            return scale
-        if scale not in given.scales:
-            raise RecipeError(
-                f"recipe {self.recipe.name}, term {term} uses the logit scale of model '{scale}', which is not given."
-                + did_you_mean(scale, given.scales)
-            )
-        return given.scales[scale]
 
     def _weights(self, terms: list[Term], values: Mapping[str, Tensor], rows: Rows) -> dict[str, float | Tensor]:
         """The weight of every term; those to be measured are measured at the first call and then kept."""
@@ -365,8 +316,3 @@ def _within(labels: Tensor, classes: int) -> bool:
 
 def _range(labels: Tensor | None) -> str:
     return "none" if labels is None else f"{int(labels.min())} to {int(labels.max())}"
-
-
-def _bias_key(term: Term) -> str:
-    """Sigmoid terms under the same model's scale share the bias learned for it, the others have their own."""
-    return term.scale if isinstance(term.scale, str) else term.name

@@ -6,7 +6,7 @@ Legend: ``b`` rows of this rank, ``B`` rows of all ranks, ``N`` candidates, ``D`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,7 +27,7 @@ class Rows:
 
     ``units`` holds this rank's unit rows (and logits as they are), ``raw`` the rows as they were given, ``keys`` the
     group keys ``int [b, K]``, ``labels`` class numbers ``int [b]``, ``bank_keys`` the keys of the rows of ``@bank``,
-    ``int [N, K]``.
+    ``int [N, K]``. ``part`` says which of this rank's rows are looked at as anchors.
     """
 
     units: dict[Node, Tensor]
@@ -36,8 +36,27 @@ class Rows:
     keys: Tensor | None
     labels: Tensor | None = None
     bank_keys: Tensor | None = None
+    part: slice = field(default_factory=lambda: slice(None))
+    all_keys: Tensor | None = None
     _everywhere: dict[Node, Tensor] = field(default_factory=dict)
     _positives: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.keys is not None and self.all_keys is None:
+            self.all_keys = gather(self.keys, self.split)
+
+    def strip(self, part: slice) -> Rows:
+        """The same rows, with some of this rank's as anchors."""
+        return replace(self, part=part, _positives={})
+
+    @property
+    def count(self) -> int:
+        """The number of anchors."""
+        return len(range(self.split.sizes[self.split.rank])[self.part])
+
+    def anchors(self, node: Node) -> Float[Tensor, "b D"]:
+        """The anchors of a node."""
+        return self.units[node][self.part]
 
     def everywhere(self, node: Node) -> Float[Tensor, "N D"]:
         """The candidates of a node: the rows of all ranks, or those of a bank, which every rank has whole."""
@@ -48,7 +67,7 @@ class Rows:
         return self._everywhere[node]
 
     def positives(self, node: Node) -> Bool[Tensor, "b N"]:
-        """Which candidates of a node are positives of which rows of this rank."""
+        """Which candidates of a node are positives of which anchors."""
         layers = [self._mask(layer) for layer in node.layers]
         return layers[0] if len(layers) == 1 else torch.cat(layers, dim=1)
 
@@ -65,20 +84,16 @@ class Rows:
 
     def _in_batch(self) -> Tensor:
         """The diagonal, and rows that agree in any column of the keys."""
-        own = self.split.own
-        device = next(iter(self.units.values())).device
-        same = torch.eye(self.split.total, dtype=torch.bool, device=device)[own]
-        return same if self.keys is None else same | agreeing(self.keys, gather(self.keys, self.split))
+        everyone = torch.arange(self.split.total, device=next(iter(self.units.values())).device)
+        same = everyone[self.split.own][self.part][:, None] == everyone
+        if self.keys is None or self.all_keys is None:
+            return same
+        return same | agreeing(self.keys[self.part], self.all_keys)
 
     def _in_bank(self, layer: Node) -> Tensor:
         if self.keys is None or self.bank_keys is None:
-            return torch.zeros(
-                self.split.sizes[self.split.rank],
-                len(self.units[layer]),
-                dtype=torch.bool,
-                device=self.units[layer].device,
-            )
-        return agreeing(self.keys, self.bank_keys)
+            return torch.zeros(self.count, len(self.units[layer]), dtype=torch.bool, device=self.units[layer].device)
+        return agreeing(self.keys[self.part], self.bank_keys)
 
     def _of_class(self, layer: Node) -> Tensor:
         """Each row's own class."""
@@ -87,7 +102,7 @@ class Rows:
             raise RecipeError(
                 f"node {layer} has {classes} rows, one per class: expected labels from 0 to {classes - 1} for all rows."
             )
-        return self.labels[:, None] == torch.arange(len(self.units[layer]), device=self.labels.device)
+        return self.labels[self.part, None] == torch.arange(classes, device=self.labels.device)
 
 
 def by_node(embeddings: Embeddings) -> dict[Node, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipdistill.algebra.graph import Numbers
+from clipdistill.algebra.call import Numbers
 from clipdistill.algebra.nodes import STUDENT, Node
 from clipdistill.algebra.rows import agreeing
 from clipdistill.config import RunConfig

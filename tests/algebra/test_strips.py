@@ -1,0 +1,75 @@
+"""Loss memory linear in the batch: strip by strip, every recipe has the same values and gradients."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_every_recipe import Case, everything, everywhere
+from torch import Tensor
+
+from clipdistill.algebra import strips
+
+
+def by_strips(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    monkeypatch.setattr(strips, "WHOLE", 0)
+    monkeypatch.setattr(strips, "STRIP", numbers)
+    monkeypatch.setattr(strips, "LOWEST", 1)
+
+
+def outcome(name: str, setting: str) -> dict[str, Tensor]:
+    case = Case(name, setting)
+    losses = case.losses()
+    losses.total.backward()
+    found = {"total": losses.total.detach(), "measured": case.graph.measured, **losses.terms}
+    leaves = {name: leaf for name, leaf in case.tensors.items() if isinstance(leaf, Tensor) and leaf.requires_grad}
+    found |= {f"gradient of {name}": torch.zeros_like(t) if t.grad is None else t.grad for name, t in leaves.items()}
+    return {key: value.detach() for key, value in found.items()}
+
+
+@everything
+@everywhere
+def test_strips_change_nothing(name: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = outcome(name, setting)
+    by_strips(monkeypatch, 11)  # two rows of five candidates, and the last one alone
+    found = outcome(name, setting)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-13, equal_nan=False, msg=f"{name}, {key}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "candidates", "lowest", "heights"),
+    [(5, 5, 1, [5]), (5, 6, 1, [2, 2, 1]), (3, 20, 1, [1, 1, 1]), (5, 20, 3, [3, 2])],
+)
+def test_rows_are_cut_where_the_whole_is_large(
+    rows: int, candidates: int, lowest: int, heights: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strips, "WHOLE", 25)
+    monkeypatch.setattr(strips, "STRIP", 14)
+    monkeypatch.setattr(strips, "LOWEST", lowest)
+    parts = strips.cut(rows, candidates)
+    assert [len(range(rows)[part]) for part in parts] == heights
+    assert [row for part in parts for row in range(rows)[part]] == list(range(rows))
+
+
+PEAK = """
+import resource, sys, torch
+from clipdistill.algebra.graph import InteractionGraph
+torch.set_num_threads(1)
+rows = int(sys.argv[1])
+graph = InteractionGraph("clip-kd", {"S": 8, "T": 8})
+given = {node: torch.randn(rows, 8, requires_grad=node[0] == "S") for node in ("SI", "ST", "TI", "TT")}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+graph(given, {"S": 14.0, "T": 100.0}).total.backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_no_matrix_of_the_whole_batch_is_stored() -> None:
+    """In a process of its own: a step adds less to the peak than two such matrices; stored whole there would be 20."""
+    rows = 8192
+    added = int(subprocess.check_output([sys.executable, "-c", PEAK, str(rows)])) * 1024
+    assert added < 2 * rows * rows * 4
