@@ -104,6 +104,7 @@ class TrainConfig(_Section):
     epochs: float | None = Field(None, gt=0)
     samples: int | None = Field(None, gt=0)
     batch_size: int = Field(256, ge=2)
+    micro_batch: int | None = Field(None, ge=1)
     accumulate: int = Field(1, ge=1)
 
     optimizer: Literal["adamw", "muon"] = "adamw"

@@ -80,16 +80,6 @@ def test_the_fingerprint_changes_with_texts_and_pictures(tmp_path: Path) -> None
     assert pairs(write_split(tmp_path / "c", texts=TEXTS[1:])).fingerprint not in known
 
 
-def test_lmdb_alone_is_not_read(tmp_path: Path) -> None:
-    folder = tmp_path / "MUGE" / "lmdb" / "train"
-    for name in ("imgs", "pairs"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "data.mdb").touch()
-    message = problem(folder)
-    assert str(tmp_path / "MUGE" / "train_imgs.tsv") in message
-    assert "pickle" in message
-
-
 def test_a_folder_of_pictures_that_is_called_lmdb_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "lmdb" / "cats").mkdir(parents=True)
     (tmp_path / "lmdb" / "cats" / "a.jpg").write_bytes(jpeg(3))

@@ -101,11 +101,6 @@ def test_shards_open_by_every_name(shards: Path, monkeypatch: pytest.MonkeyPatch
     assert "only plain .tar files" in problem("shards/00000{.tar,_stats.json}")
 
 
-@pytest.mark.parametrize("uri", ["http://a.org/0.tar", "s3://b/0.tar?x=1", "pipe:curl x", "a.tar::https://a.org/b.tar"])
-def test_nothing_is_fetched(uri: str) -> None:
-    assert "Nothing is fetched over the network: download the shards first" in problem(uri)
-
-
 def test_a_folder_of_pictures_with_a_tar_in_it_stays_one(shards: Path) -> None:
     (shards / "cats").mkdir()
     (shards / "cats" / "a.jpg").write_bytes(picture(3))

@@ -162,4 +162,4 @@ def test_every_grid_that_ships_can_be_read() -> None:
 
 
 def test_metrics_are_known_by_task() -> None:
-    assert METRICS.keys() == Tasks.__dataclass_fields__.keys()
+    assert METRICS.keys() == Tasks.__dataclass_fields__.keys() - {"ask", "classes"}

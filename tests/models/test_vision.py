@@ -167,7 +167,7 @@ def test_a_folder_without_the_unused_pooler_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: hf.BertModel(hf.BertConfig(**TOWER, vocab_size=9)), "'bert' is neither a known dual encoder nor a"),
+        (lambda: hf.ASTModel(hf.ASTConfig(**TOWER)), "'audio-spectrogram-transformer' is neither a known dual encoder"),
         (lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**VIT)), "ViTMAEModel does not embed a picture of 32 x 32"),
     ],
 )

@@ -8,6 +8,9 @@ import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from clipdistill.errors import ConfigError, ModelError
+from clipdistill.models.huggingface import load
+from clipdistill.models.presets import StudentSpec
+from clipdistill.models.students import build, choose_tokenizer
 from clipdistill.models.vocabulary import SMALLEST_VOCABULARY, read_tokenizer, train_tokenizer
 
 CORPUS = [
@@ -80,6 +83,29 @@ def test_no_captions_leave_plain_bytes() -> None:
 def test_a_vocabulary_that_cannot_hold_all_bytes_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"vocab_size is 100; .* needs at least 514"):
         train_tokenizer(CORPUS, 100)
+
+
+@pytest.mark.parametrize("mark", [None, "text_config.json"])
+def test_a_folder_of_word_pieces_alone_is_read(mark: str | None, tmp_path: Path) -> None:
+    """Chinese-CLIP's vocab.txt says nothing of case, and is in lower case; TEAM, known by its file, keeps case."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "Cat", "两", "只"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    if mark:
+        (tmp_path / mark).write_text("{}")
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer("a Cat两只")["input_ids"] == [2, 5, 7 if mark else 6, 8, 9, 3]
+    assert tokenizer.model_max_length == (30 if mark else 512)
+
+
+def test_a_student_takes_word_pieces_and_is_opened_with_them(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    spec = StudentSpec(preset="scenes-student", tokenizer=str(tmp_path))
+    student = build(spec, choose_tokenizer(spec, None, iter(())))
+    student.save(tmp_path / "student")
+    again = load(str(tmp_path / "student"))
+    assert again.fingerprint == student.fingerprint
+    assert again.tokenize(["A CAT"])["input_ids"].tolist() == [[2, 5, 6, 3]]
 
 
 def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ def test_only_models_import_model_libraries(path: Path) -> None:
         "clipdistill.data.views",
         "clipdistill.data.sources",
         "clipdistill.data.check",
+        "clipdistill.data.convert",
+        "clipdistill.data.mixing",
+        "clipdistill.data.mix_order",
         "clipdistill.config",
     ],
 )

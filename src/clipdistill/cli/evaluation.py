@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipdistill.errors import ConfigError
 from clipdistill.progress import console
 
 if TYPE_CHECKING:
@@ -21,14 +22,24 @@ def evaluate(
     retrieval: Annotated[str | None, typer.Option(help="Captioned data for text-image retrieval.")] = None,
     image_retrieval: Annotated[str | None, typer.Option(help="Data whose labels or groups say what matches.")] = None,
     zeroshot: Annotated[str | None, typer.Option(help="Labelled data for zero-shot classes, or a classifier.")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="A benchmark and its folder, as flickr30k=photos/flickr30k; repeat.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.html, report.json, CLIP_benchmark JSON.")] = None,
     width: Annotated[list[int] | None, typer.Option(help="Also cut the student's rows to this width; repeat.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Evaluate a student beside its teacher and any baseline: retrieval both ways, image to image, zero-shot."""
+    names = [student, *(against or [])]
+    if suite:
+        if data or retrieval or image_retrieval or zeroshot:
+            raise ConfigError(
+                "--suite names its own data; leave out --data, --retrieval, --image-retrieval, --zeroshot."
+            )
+        _suites(names, suite, out, width or [], as_json)
+        return
     from clipdistill.evidence.finish import compare_models
 
-    names = [student, *(against or [])]
     evaluations = compare_models(names, data, retrieval, image_retrieval, zeroshot, out, width or [])
     if as_json:
         from clipdistill.evidence.report import as_dict
@@ -38,6 +49,16 @@ def evaluate(
         from clipdistill.evidence.report import table
 
         _print(table(evaluations))
+
+
+def _suites(names: list[str], suites: list[str], out: Path | None, widths: list[int], as_json: bool) -> None:
+    from clipdistill.evidence.suites import evaluate_suites, suite_tables, suites_as_dict
+
+    found = evaluate_suites(names, suites, out, widths)
+    if as_json:
+        print(json.dumps(suites_as_dict(found), indent=2, ensure_ascii=False))
+    else:
+        _print(*suite_tables(found))
 
 
 def compare(

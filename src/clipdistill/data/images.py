@@ -8,12 +8,11 @@ import io
 import re
 import threading
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clipdistill.data.samples import Base64Line, Picture, TarMember
+from clipdistill.data.samples import Picture
 from clipdistill.errors import DataError
 
 #: A picture with more pixels is refused before it is decoded.
@@ -41,7 +40,7 @@ def decode(picture: Picture, want: tuple[int, int] | None = None) -> Image.Image
             return _from_array(picture)
         return _from_bytes(picture if isinstance(picture, bytes) else picture.read_bytes(), want)
     except Exception as error:  # Pillow's readers raise anything on damaged files
-        where = f"{picture}: " if isinstance(picture, (Path, Base64Line, TarMember)) else ""
+        where = "" if isinstance(picture, (bytes, np.ndarray)) else f"{picture}: "
         raise DataError(where + _reason(error)) from error
 
 
@@ -50,7 +49,7 @@ def fetch(picture: Picture) -> Picture:
 
     Raises :class:`DataError` with one reason.
     """
-    if not isinstance(picture, (Path, Base64Line, TarMember)):
+    if isinstance(picture, (bytes, np.ndarray)):
         return picture
     try:
         return picture.read_bytes()

@@ -10,11 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipdistill.errors import DataError
+
+
+class Ordering(Protocol):
+    """What every order can do: see the module's first lines."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole batches in one epoch."""
+        ...
+
+    def walk(self, start: int, stop: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield ``(view, sample positions)`` for the batches ``start`` to ``stop - 1``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,7 @@ class Order:
     seed: int
 
     def __post_init__(self) -> None:
-        _check_fit(self.samples, self.batch_size)
+        check_fit(self.samples, self.batch_size)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -35,10 +49,10 @@ class Order:
 
     def walk(self, start: int, stop: int) -> Iterator[tuple[int, list[int]]]:
         """Yield ``(epoch, sample positions)`` for the batches ``start`` to ``stop - 1``."""
-        return _walk(self._epoch, self.batches_per_epoch, self.batch_size, start, stop)
+        return walk_epochs(self._epoch, self.batches_per_epoch, self.batch_size, start, stop)
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        return _generator(self.seed, epoch).permutation(self.samples)
+        return generator(self.seed, epoch).permutation(self.samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +77,7 @@ class NeighbourOrder:
 
     def __post_init__(self) -> None:
         samples, k = self.neighbours.shape
-        _check_fit(samples, self.batch_size)
+        check_fit(samples, self.batch_size)
         if self.group < 2 or self.batch_size % self.group:
             raise DataError(
                 f"a batch of {self.batch_size} cannot be made of groups of {self.group} near samples: "
@@ -82,10 +96,10 @@ class NeighbourOrder:
 
     def walk(self, start: int, stop: int) -> Iterator[tuple[int, list[int]]]:
         """Yield ``(epoch, sample positions)`` for the batches ``start`` to ``stop - 1``."""
-        return _walk(self._epoch, self.batches_per_epoch, self.batch_size, start, stop)
+        return walk_epochs(self._epoch, self.batches_per_epoch, self.batch_size, start, stop)
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        rng = _generator(self.seed, epoch)
+        rng = generator(self.seed, epoch)
         rows = np.concatenate(_grouped(self.neighbours, rng.permutation(len(self.neighbours)), self.group))
         # Too few for a group at the end: they belong to the incomplete last batch, other ones in every epoch.
         whole = len(rows) - len(rows) % self.group
@@ -110,7 +124,7 @@ def _grouped(
     return np.array(near, np.int64), np.array(left, np.int64)
 
 
-def _walk(
+def walk_epochs(
     lay_out: Callable[[int], NDArray[np.int64]], per_epoch: int, batch_size: int, start: int, stop: int
 ) -> Iterator[tuple[int, list[int]]]:
     """Cut the epochs that ``lay_out`` gives into batches; each epoch is laid out once."""
@@ -122,10 +136,12 @@ def _walk(
         yield epoch, permutation[place * batch_size : (place + 1) * batch_size].tolist()
 
 
-def _generator(seed: int, epoch: int) -> np.random.Generator:
+def generator(seed: int, epoch: int) -> np.random.Generator:
+    """Random numbers of one epoch."""
     return np.random.Generator(np.random.Philox([seed, epoch]))
 
 
-def _check_fit(samples: int, batch_size: int) -> None:
+def check_fit(samples: int, batch_size: int) -> None:
+    """Raise DataError for data that do not fill a batch."""
     if samples < batch_size:
         raise DataError(f"a batch of {batch_size} does not fit into {samples} samples. Lower batch_size.")

@@ -14,11 +14,23 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clipdistill.data.remote import Remote
 from clipdistill.errors import DataError
 
 #: Chinese characters, as a class of a regular expression.
 HAN = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 CHINESE = re.compile(f"[{HAN}]")
+
+
+class FilePart(Protocol):
+    """A picture kept inside a larger file: ``size`` bytes there, read when it is asked for; printed, it says where."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read_bytes(self) -> bytes:
+        """Read it now; raises OSError, and :class:`DataError` for what is not as it was when the file was opened."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,11 +46,7 @@ class Base64Line:
         """Read and decode it now; raises OSError, and :class:`DataError` for text that is not base64."""
         with self.path.open("rb") as file:
             file.seek(self.start)
-            text = file.read(self.size)
-        try:
-            return base64.b64decode(text.translate(_URLSAFE), validate=True)
-        except binascii.Error as error:
-            raise DataError(f"its base64 text is damaged ({error})") from error
+            return from_base64(file.read(self.size))
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}"
@@ -48,7 +56,7 @@ class Base64Line:
 class TarMember:
     """A picture inside the tar ``path``, there called ``name``: ``size`` bytes from ``start``."""
 
-    path: Path
+    path: Path | Remote
     name: str
     start: int
     size: int
@@ -68,7 +76,7 @@ class TarMember:
 
 _URLSAFE = bytes.maketrans(b"-_", b"+/")
 #: A picture before decoding: a file, a part of one, encoded bytes, or pixels already drawn (``uint8 [H, W, 3]``).
-Picture = Path | Base64Line | TarMember | bytes | NDArray[np.uint8]
+Picture = Path | FilePart | bytes | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,14 @@ def gives(source: Source) -> str:
         if len(found) == 2:
             break
     return "".join(sorted(found))
+
+
+def from_base64(text: bytes) -> bytes:
+    """Decode base64 in either alphabet; raises :class:`DataError` for text that is none."""
+    try:
+        return base64.b64decode(text.translate(_URLSAFE), validate=True)
+    except binascii.Error as error:
+        raise DataError(f"its base64 text is damaged ({error})") from error
 
 
 def caption_key(caption: str) -> str:

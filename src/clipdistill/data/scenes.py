@@ -138,16 +138,20 @@ class SceneSource:
 
     def __getitem__(self, index: int) -> Sample:
         number, copy = self._place(index)
-        name = f"{self.split}/{number:06d}"
-        copies = self.options.copies
         scene = self._scene(number)
         return Sample(
-            id=name if copies == 1 else f"{name}-{copy + 1}",
+            id=self.id_of(index),
             image=self._picture(number, copy),
             texts={"": self._captions(number, copy)},
             label=scene.objects[0].label if self.split == "zeroshot" else None,
-            group=name if copies > 1 else None,
+            group=f"{self.split}/{number:06d}" if self.options.copies > 1 else None,
         )
+
+    def id_of(self, index: int) -> str:
+        """The id of picture ``index``, which is not drawn for it."""
+        number, copy = self._place(index)
+        name = f"{self.split}/{number:06d}"
+        return name if self.options.copies == 1 else f"{name}-{copy + 1}"
 
     def scene(self, index: int) -> Scene:
         """Return what picture ``index`` shows."""

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from clipdistill.errors import ModelError
 #: A resized picture with more pixels is not made: only the part that the centre crop keeps is.
 MAX_RESIZED_PIXELS = 16_000_000
 _TRIES = 10
+#: Fields of a transform that came later: left out of what is written where they change nothing, so that the
+#: fingerprints of models and stores made before stay what they were.
+_LATER = {"keep": None, "fill": 0, "halves": "floor"}
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,16 @@ def _draw_box(
 class Transform:
     """What a model does to a picture, read from its image processor.
 
-    ``resize`` is the length of the shortest edge, or exactly (height, width); ``crop`` (height, width) is
-    taken from the centre, with zeros around a picture that is smaller; ``resample`` is Pillow's number of the
-    filter. Pixels are multiplied by ``rescale``, then ``mean`` is subtracted and the result divided by
-    ``std``. With ``patch_size`` and ``max_num_patches`` (SigLIP 2 NaFlex) the picture keeps its shape and
-    becomes patches.
+    ``resize`` is the length of the shortest edge, or exactly (height, width); with ``keep`` the picture keeps its
+    shape, and just covers (``shortest``) or fits into (``longest``) that rectangle. ``crop`` (height, width) is
+    taken from the centre, with pixels of value ``fill`` around a picture that is smaller; ``halves`` says where the
+    centre is when a margin is odd: as transformers counts (``floor``), or as torchvision and open_clip do (``even``).
+    ``resample`` is Pillow's number of the filter. Pixels are multiplied by ``rescale``, then ``mean`` is subtracted
+    and the result divided by ``std``. With ``patch_size`` and ``max_num_patches`` (SigLIP 2 NaFlex) the picture keeps
+    its shape and becomes patches.
 
-    Without a view the result equals that of the transformers image processors (PIL backend) to the bit.
+    Without a view the result equals that of the transformers image processors (PIL backend), or of open_clip's
+    transform, to the bit.
     """
 
     resize: int | tuple[int, int] | None = 224
@@ -149,6 +155,9 @@ class Transform:
     std: tuple[float, float, float] | None = None
     patch_size: int | None = None
     max_num_patches: int | None = None
+    keep: Literal["shortest", "longest"] | None = None
+    fill: int = 0
+    halves: Literal["floor", "even"] = "floor"
 
     def __post_init__(self) -> None:
         if (self.patch_size is None) != (self.max_num_patches is None):
@@ -160,6 +169,8 @@ class Transform:
                 f"an image transform with resize={self.resize} and no crop gives pictures of different "
                 "sizes; expected resize=(height, width), or a crop"
             )
+        if self.keep and not (isinstance(self.resize, tuple) and self.crop):
+            raise ModelError(f"an image transform with keep={self.keep} needs resize=(height, width) and a crop")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -184,7 +195,8 @@ class Transform:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: v for k, v in asdict(self).items() if k not in _LATER or v != _LATER[k]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Transform:
@@ -197,8 +209,8 @@ class Transform:
         height, width = self._resized(image.size)
         if self.crop and self.patch_size is None:
             if height * width > MAX_RESIZED_PIXELS:
-                return _crop(_resize_centre(image, (height, width), self.crop, self.resample), self.crop)
-            return _crop(np.asarray(_resize(image, (height, width), self.resample)), self.crop)
+                return self._crop(self._resize_centre(image, (height, width), self.crop), self.crop)
+            return self._crop(np.asarray(_resize(image, (height, width), self.resample)), self.crop)
         return np.asarray(_resize(image, (height, width), self.resample))
 
     def _part(self, image: Image.Image, view: View) -> NDArray[np.uint8]:
@@ -218,12 +230,38 @@ class Transform:
         if self.patch_size and self.max_num_patches:
             return _fit_patches(height, width, self.patch_size, self.max_num_patches)
         if isinstance(self.resize, tuple):
-            return self.resize
+            return _keep_shape((height, width), self.resize, self.keep) if self.keep else self.resize
         if self.resize is None:
             return height, width
         if width <= height:
             return int(self.resize * height / width), self.resize
         return self.resize, int(self.resize * width / height)
+
+    def _resize_centre(self, image: Image.Image, size: tuple[int, int], crop: tuple[int, int]) -> NDArray[np.uint8]:
+        """Make only those pixels of the picture resized to ``size`` that its centre crop keeps."""
+        (top, height), (left, width) = (
+            (self._offsets(full, part)[0], min(full, part)) for full, part in zip(size, crop, strict=True)
+        )
+        x, y = image.width / size[1], image.height / size[0]
+        box = (left * x, top * y, (left + width) * x, (top + height) * y)
+        return np.asarray(image.resize((width, height), self.resample, box=box))
+
+    def _crop(self, pixels: NDArray[np.uint8], crop: tuple[int, int]) -> NDArray[np.uint8]:
+        """Cut the centre, with ``fill`` around what is too small."""
+        (top, up), (left, before) = (self._offsets(n, part) for n, part in zip(pixels.shape, crop, strict=False))
+        kept = pixels[top : top + crop[0], left : left + crop[1]]
+        if kept.shape[:2] == crop:
+            return kept
+        out = np.full((*crop, 3), self.fill, np.uint8)
+        out[up : up + kept.shape[0], before : before + kept.shape[1]] = kept
+        return out
+
+    def _offsets(self, length: int, part: int) -> tuple[int, int]:
+        """Return how much to cut from the start, and how many pixels to put before it."""
+        if part <= length:
+            half = (length - part) / 2
+            return int(half) if self.halves == "floor" else round(half), 0
+        return 0, math.ceil((part - length) / 2) if self.halves == "floor" else (part - length) // 2
 
     @cached_property
     def _table(self) -> NDArray[np.float32]:
@@ -270,34 +308,11 @@ def _resize(image: Image.Image, size: tuple[int, int], resample: int) -> Image.I
     return image if image.size == (width, height) else image.resize((width, height), resample)
 
 
-def _resize_centre(
-    image: Image.Image, size: tuple[int, int], crop: tuple[int, int], resample: int
-) -> NDArray[np.uint8]:
-    """Make only those pixels of the picture resized to ``size`` that its centre crop keeps."""
-    (top, height), (left, width) = (
-        ((full - part) // 2, part) if part < full else (0, full) for full, part in zip(size, crop, strict=True)
-    )
-    x, y = image.width / size[1], image.height / size[0]
-    box = (left * x, top * y, (left + width) * x, (top + height) * y)
-    return np.asarray(image.resize((width, height), resample, box=box))
-
-
-def _crop(pixels: NDArray[np.uint8], crop: tuple[int, int]) -> NDArray[np.uint8]:
-    """Cut the centre, with zeros around what is too small, the odd one at the top or left."""
-    (top, up), (left, before) = (_offsets(n, part) for n, part in zip(pixels.shape, crop, strict=False))
-    if not (up or before):
-        return pixels[top : top + crop[0], left : left + crop[1]]
-    kept = pixels[top : top + crop[0], left : left + crop[1]]
-    out = np.zeros((*crop, 3), np.uint8)
-    out[up : up + kept.shape[0], before : before + kept.shape[1]] = kept
-    return out
-
-
-def _offsets(length: int, part: int) -> tuple[int, int]:
-    """Return how much to cut from the start, and how many zeros to put before it."""
-    if part <= length:
-        return (length - part) // 2, 0
-    return 0, math.ceil((part - length) / 2)
+def _keep_shape(size: tuple[int, int], into: tuple[int, int], keep: str) -> tuple[int, int]:
+    """Scale (height, width) to just cover, or just fit into, another, as open_clip rounds."""
+    ratios = size[0] / into[0], size[1] / into[1]
+    ratio = max(ratios) if keep == "longest" else min(ratios)
+    return max(round(size[0] / ratio), 1), max(round(size[1] / ratio), 1)
 
 
 @lru_cache(maxsize=65536)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import median
 
 import numpy as np
@@ -20,6 +21,7 @@ from clipdistill.data.samples import Sample, Source, is_chinese
 from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
 from clipdistill.evaluation import classify, retrieval, zeroshot
+from clipdistill.evaluation.zeroshot import Classes
 from clipdistill.models.encoder import DualEncoder, Inputs
 from clipdistill.progress import console, progress
 
@@ -29,6 +31,8 @@ _LATENCY_RUNS = 9
 MAX_BROKEN = 100
 
 Rows = NDArray[np.float32]
+#: The texts that retrieval asks with, and for each the pictures that answer it.
+Questions = tuple[list[str], list[NDArray[np.intp]]]
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,15 @@ class Tasks:
     """What to measure, by data: any of the three may be missing.
 
     ``retrieval`` needs captions, ``image_retrieval`` labels or groups with at least two pictures, ``zeroshot`` labels:
-    a dual encoder is given their names in sentences, a classifier has a head for them.
+    a dual encoder is given their names in sentences, a classifier has a head for them. ``ask`` says which texts
+    retrieval asks with, :func:`every_caption` without it; ``classes`` what is told apart, beyond the labels at hand.
     """
 
     retrieval: Source | None = None
     image_retrieval: Source | None = None
     zeroshot: Source | None = None
+    ask: Callable[[Gallery], Questions] | None = None
+    classes: Classes | None = None
 
     @classmethod
     def open(
@@ -83,10 +90,16 @@ class Gallery:
     images: Rows
     contents: list[int]
     ranks: NDArray[np.intp] | None = None
+    ask: Callable[[Gallery], Questions] | None = None
+
+    @cached_property
+    def questions(self) -> Questions:
+        """What retrieval asks with, in the order in which these texts are embedded, and what answers it."""
+        return (self.ask or every_caption)(self)
 
     @property
     def told(self) -> list[tuple[int, str]]:
-        """Every caption with the index of its picture, in the order in which captions are embedded."""
+        """Every caption with the index of its picture."""
         return [(owner, caption) for owner, sample in enumerate(self.samples) for caption in sample.captions]
 
     @property
@@ -107,8 +120,8 @@ class Gallery:
 class Evaluation:
     """One model's parameters, metrics (percent) and latencies (milliseconds, one input at a time on this machine).
 
-    ``galleries`` keeps the embeddings by task, for reports that show pictures; ``texts`` the captions' rows of the
-    retrieval task, in the order of the gallery's captions.
+    ``galleries`` keeps the embeddings by task, for reports that show pictures; ``texts`` the rows of the texts that
+    retrieval asks with, in the order of the gallery's questions.
     """
 
     name: str
@@ -121,6 +134,12 @@ class Evaluation:
     skipped: int = 0
     galleries: dict[str, Gallery] = field(default_factory=dict)
     texts: Rows | None = None
+
+
+def every_caption(gallery: Gallery) -> Questions:
+    """Every caption asks; pictures with its own picture's bytes or group, or with an equal caption, answer it too."""
+    owners, captions = [owner for owner, _ in gallery.told], [caption for _, caption in gallery.told]
+    return captions, retrieval.pictures_of_texts(owners, gallery.same, captions)
 
 
 def evaluate(
@@ -146,10 +165,11 @@ def evaluate(
         labels = labels_of(source) if sorting else {}
         classes = {name: class_numbers(labels, models[name].classes, source.uri, models[name].uri) for name in sorting}
         for name, gallery in _embed(seeing, source, workers, max_broken, classes).items():
-            found[name].galleries |= {task: gallery for task in served if name in able[task]}
+            seen = replace(gallery, ask=tasks.ask)
+            found[name].galleries |= {task: seen for task in served if name in able[task]}
             found[name].skipped = max(found[name].skipped, len(source) - len(gallery.samples))
     for name, encoder in models.items():
-        _measure(encoder, found[name])
+        _measure(encoder, found[name], tasks.classes)
     return list(found.values())
 
 
@@ -177,10 +197,12 @@ def _can(encoder: DualEncoder, task: str) -> bool:
 @torch.no_grad()
 def embed_texts(encoder: DualEncoder, texts: Sequence[str]) -> Rows:
     """Embed captions, ``[M, D]``, as the model gives them."""
-    rows = [
-        _move_and(encoder, encoder.texts, encoder.tokenize(texts[s : s + BATCH])) for s in range(0, len(texts), BATCH)
-    ]
-    return np.concatenate([np.empty((0, encoder.width), np.float32), *rows])
+    rows = [np.empty((0, encoder.width), np.float32)]
+    with progress("embedding texts", len(texts), "texts") as advance:
+        for start in range(0, len(texts), BATCH):
+            rows.append(_move_and(encoder, encoder.texts, encoder.tokenize(texts[start : start + BATCH])))
+            advance(min(start + BATCH, len(texts)), "")
+    return np.concatenate(rows)
 
 
 @torch.no_grad()
@@ -256,7 +278,7 @@ def _as_rows(rows: Tensor) -> Rows:
     return np.asarray(rows.float().cpu().numpy(), np.float32)
 
 
-def _measure(encoder: DualEncoder, found: Evaluation) -> None:
+def _measure(encoder: DualEncoder, found: Evaluation, classes: Classes | None) -> None:
     """Fill in the metrics of every task there is a gallery for, and the latencies."""
     encoder.module.eval()
     if gallery := found.galleries.get("retrieval"):
@@ -264,19 +286,19 @@ def _measure(encoder: DualEncoder, found: Evaluation) -> None:
     if gallery := found.galleries.get("image_retrieval"):
         found.metrics |= _image_retrieval(gallery)
     if gallery := found.galleries.get("zeroshot"):
-        found.metrics |= _zeroshot(encoder, gallery) if gallery.ranks is None else classify.accuracies(gallery.ranks)
+        ranks = gallery.ranks
+        found.metrics |= _zeroshot(encoder, gallery, classes) if ranks is None else classify.accuracies(ranks)
     found.latency = _latency(encoder)
 
 
 def _retrieval(encoder: DualEncoder, gallery: Gallery, found: Evaluation) -> dict[str, float]:
-    told = gallery.told
-    if not told:
+    texts, pictures = gallery.questions
+    if not texts:
         raise DataError(
             "retrieval needs captions, and the data have none. Give labelled data as image_retrieval instead."
         )
-    owners, captions = [owner for owner, _ in told], [caption for _, caption in told]
-    found.texts = embed_texts(encoder, captions)
-    return retrieval.text_image(gallery.images, found.texts, owners, gallery.same, captions)
+    found.texts = embed_texts(encoder, texts)
+    return retrieval.recalls(gallery.images, found.texts, pictures)
 
 
 def _image_retrieval(gallery: Gallery) -> dict[str, float]:
@@ -287,16 +309,18 @@ def _image_retrieval(gallery: Gallery) -> dict[str, float]:
     return metrics
 
 
-def _zeroshot(encoder: DualEncoder, gallery: Gallery) -> dict[str, float]:
+def _zeroshot(encoder: DualEncoder, gallery: Gallery, classes: Classes | None) -> dict[str, float]:
     kept = [index for index, sample in enumerate(gallery.samples) if sample.label is not None]
     labels = [str(gallery.samples[index].label) for index in kept]
-    names, prompts = class_prompts(labels)
+    names, prompts = (list(classes.labels), classes.prompts) if classes else class_prompts(labels)
     if len(names) < 2:
         raise DataError(f"zero-shot classification needs at least two labels, the data have {len(names)}.")
-    rows = embed_texts(encoder, [prompt for per_class in prompts for prompt in per_class])
-    classes = zeroshot.class_embeddings(rows, [len(per_class) for per_class in prompts])
-    place = {name: number for number, name in enumerate(names)}
-    return zeroshot.classify(gallery.images[kept], classes, [place[label] for label in labels])
+    given = [prompt for per_class in prompts for prompt in per_class]
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(given))}
+    rows = embed_texts(encoder, list(place))[[place[prompt] for prompt in given]]  # equal prompts have equal rows
+    centres = zeroshot.class_embeddings(rows, [len(per_class) for per_class in prompts])
+    number = {name: number for number, name in enumerate(names)}
+    return zeroshot.classify(gallery.images[kept], centres, [number[label] for label in labels])
 
 
 def class_prompts(labels: Sequence[str]) -> tuple[list[str], list[list[str]]]:

@@ -36,7 +36,11 @@ def text_image(
     """
     owner = np.asarray(owner, np.intp)
     _check(len(images), len(texts), owner, groups, captions)
-    pictures_of = pictures_of_texts(owner, groups, captions)
+    return recalls(images, texts, pictures_of_texts(owner, groups, captions))
+
+
+def recalls(images: Rows, texts: Rows, pictures_of: list[NDArray[np.intp]]) -> dict[str, float]:
+    """Return what :func:`text_image` does, where it is known which pictures answer each text, ``[M]`` arrays."""
     texts_of = texts_of_pictures(pictures_of, len(images))
     found = {
         "text_to_image": recall_at((texts, images), pictures_of, KS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,24 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class Classes:
+    """The classes that pictures are told apart by, ``C`` of them.
+
+    ``labels [C]`` are what samples call them, all different; ``names [C]`` are put into each of ``templates``,
+    sentences with ``{}`` in them.
+    """
+
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+
+    @property
+    def prompts(self) -> list[list[str]]:
+        """Every name in every template: one list of prompts per class."""
+        return [[template.replace("{}", name) for template in self.templates] for name in self.names]
+
+
 def prompts_for(classnames: Sequence[str], language: str) -> list[list[str]]:
     """Put every class name into every template of a language ("en" or "zh"): one list of prompts per class.
 
@@ -77,8 +96,9 @@ def classify(images: Rows, class_embeddings: Rows, labels: Sequence[int] | Indic
     """Return ``zeroshot_acc1``, ``zeroshot_acc5`` and ``zeroshot_mean_per_class_recall``, in percent.
 
     ``images [N, D]``, ``class_embeddings [C, D]``, ``labels [N]`` the index of each picture's class. A class that is
-    exactly as similar as the true one counts against it. The mean per-class recall is over the classes that
-    ``labels`` holds. With five classes or fewer, top 5 is 100.
+    exactly as similar as the true one counts against it; of classes with the very same embedding, as two of ImageNet's
+    names give, the first is the answer. The mean per-class recall is over the classes that ``labels`` holds. With five
+    classes or fewer, top 5 is 100.
     """
     labels = np.asarray(labels, np.intp)
     classes = len(class_embeddings)
@@ -86,7 +106,8 @@ def classify(images: Rows, class_embeddings: Rows, labels: Sequence[int] | Indic
         raise DataError(f"there are {len(images)} pictures but {len(labels)} labels; give one each.")
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise DataError(f"labels go from {labels.min()} to {labels.max()}, but there are {classes} classes.")
-    ranks = best_ranks((images, class_embeddings), list(labels[:, None]))
+    twins = _later_twins(class_embeddings)
+    ranks = best_ranks((images, class_embeddings), [twins[label] for label in labels])
     sizes = np.bincount(labels, minlength=classes)
     hits = np.bincount(labels[ranks <= 1], minlength=classes)
     return {
@@ -94,3 +115,14 @@ def classify(images: Rows, class_embeddings: Rows, labels: Sequence[int] | Indic
         "zeroshot_acc5": 100.0 * float(np.mean(ranks <= 5)),
         "zeroshot_mean_per_class_recall": 100.0 * float(np.mean(hits[sizes > 0] / sizes[sizes > 0])),
     }
+
+
+def _later_twins(class_embeddings: Rows) -> list[NDArray[np.intp]]:
+    """For each class itself and the later ones that have the same embedding: those it wins against."""
+    members: dict[bytes, list[int]] = {}
+    places = []
+    for number, row in enumerate(np.ascontiguousarray(class_embeddings)):
+        same = members.setdefault(row.tobytes(), [])
+        places.append((same, len(same)))
+        same.append(number)
+    return [np.array(same[place:], np.intp) for same, place in places]

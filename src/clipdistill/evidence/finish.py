@@ -64,14 +64,14 @@ def compare_models(
     if tasks == Tasks():
         raise ConfigError("name data to evaluate on: --data URI, or --retrieval, --image-retrieval, --zeroshot.")
     if out is not None:
-        _check_out(out)
-    named = dict(zip(_names(uris), uris, strict=True))
+        check_out(out)
+    named = dict(zip(short_names(uris), uris, strict=True))
     if out is None:
-        return evaluate(_loaded(named, widths), tasks)
+        return evaluate(load_all(named, widths), tasks)
     return report_on(named, tasks, out, " / ".join(named), widths)[0]
 
 
-def _loaded(models: Mapping[str, str], widths: Sequence[int]) -> dict[str, DualEncoder]:
+def load_all(models: Mapping[str, str], widths: Sequence[int]) -> dict[str, DualEncoder]:
     """Load every model, and after the first one its narrower selves."""
     loaded: dict[str, DualEncoder] = {}
     for name, uri in models.items():
@@ -81,7 +81,7 @@ def _loaded(models: Mapping[str, str], widths: Sequence[int]) -> dict[str, DualE
     return loaded
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Refuse to write a report over a file, or into a folder that holds something else."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file. Name a folder.")
@@ -94,7 +94,7 @@ def report_on(
     models: Mapping[str, str], tasks: Tasks, out: Path, title: str, widths: Sequence[int] = ()
 ) -> tuple[list[Evaluation], Path]:
     """Evaluate ``models`` (name to URI or run folder) and write report.html and report.json into ``out``."""
-    evaluations = evaluate(_loaded(models, widths), tasks)
+    evaluations = evaluate(load_all(models, widths), tasks)
     curves = {name: steps for name, uri in models.items() if (steps := list(read_log(Path(uri) / LOG)))}
     facts: dict[str, Any] = {
         task: source.uri for task in ("retrieval", "image_retrieval", "zeroshot") if (source := getattr(tasks, task))
@@ -104,7 +104,7 @@ def report_on(
     return evaluations, write_report(evaluations, out, title, curves, facts)
 
 
-def _names(uris: Sequence[str]) -> list[str]:
+def short_names(uris: Sequence[str]) -> list[str]:
     """A short name each: the folder's own, its parent's for a run's student, numbered where they repeat."""
     names: list[str] = []
     for uri in uris:

@@ -19,7 +19,10 @@ from clipdistill.errors import ModelError
 
 RECORD = "clipdistill.json"
 SCHEMA = 1
-_PACKAGES = ("clipdistill", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
+_PACKAGES = (
+    *("clipdistill", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow"),
+    *("open_clip_torch", "timm"),
+)
 
 
 class Saveable(Protocol):
@@ -42,9 +45,9 @@ def save_bundle(encoder: Saveable, folder: Path, card: Mapping[str, Any]) -> Non
 
     ``card`` goes into the record as it is. The model card shows the keys ``name``, ``teachers`` ({letter: uri}),
     ``recipe`` (a name, or a mapping with one), ``data`` ({"uri", "fingerprint"}), ``training``, ``metrics``
-    ({metric: value}, or {model: {metric: value}}), ``licence``, ``licences`` ({what: licence}), ``languages`` and
-    ``pretrained`` (the model that training started from). A previous bundle at ``folder`` is replaced; any other
-    folder that is not empty is refused with a :class:`ModelError`.
+    ({metric: value}, or {model: {metric: value}}), ``licence``, ``licences`` ({what: licence}), ``languages``,
+    ``pretrained`` (the model that training started from) and ``library`` (transformers, or open_clip). A previous
+    bundle at ``folder`` is replaced; any other folder that is not empty is refused with a :class:`ModelError`.
     """
     folder = Path(folder)
     _refuse_foreign(folder)
@@ -132,16 +135,16 @@ def _header(record: Mapping[str, Any]) -> dict[str, Any]:
     header: dict[str, Any] = {
         "license": record.get("licence"),
         "language": record.get("languages"),
-        "library_name": "transformers",
+        "library_name": record.get("library", "transformers"),
         "pipeline_tag": _pipeline(record),
         "tags": [
-            *(["clip"] if _has_text(record) else []),
+            *(["clip"] if _has_text(record) and _has_pictures(record) else []),
             *(["knowledge-distillation"] if record.get("teachers") else []),
         ],
     }
     if pretrained := record.get("pretrained"):
         # The hub infers a relation where none is given, and often a wrong one.
-        header |= {"base_model": str(pretrained).removeprefix("hf:"), "base_model_relation": "finetune"}
+        header |= {"base_model": _hub_name(str(pretrained)) or str(pretrained), "base_model_relation": "finetune"}
     elif hub := [name for uri in _teachers(record).values() if (name := _hub_name(uri))]:
         header["base_model"] = hub
     return {key: value for key, value in header.items() if value is not None}
@@ -151,8 +154,14 @@ def _has_text(record: Mapping[str, Any]) -> bool:
     return "text" in record["inputs"]
 
 
+def _has_pictures(record: Mapping[str, Any]) -> bool:
+    return "transform" in record["inputs"]
+
+
 def _pipeline(record: Mapping[str, Any]) -> str:
     """Return the task under which the hub lists the model."""
+    if not _has_pictures(record):
+        return "sentence-similarity"
     if _has_text(record):
         return "zero-shot-image-classification"
     return "image-classification" if record.get("classes") else "image-feature-extraction"
@@ -163,7 +172,10 @@ def _teachers(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _hub_name(uri: str) -> str | None:
-    return uri.removeprefix("hf:") if uri.startswith("hf:") else None
+    for scheme in ("hf:", "hf-hub:"):
+        if uri.startswith(scheme):
+            return uri.removeprefix(scheme)
+    return None
 
 
 def _what(record: Mapping[str, Any]) -> str:
@@ -173,9 +185,13 @@ def _what(record: Mapping[str, Any]) -> str:
     teachers = ", ".join(f"`{uri}`" for uri in _teachers(record).values())
     origin = f"distilled from {teachers}" if teachers else "trained"
     article = "A" if _has_text(record) else "An"
+    if not _has_pictures(record):
+        kind, title = "text encoder", "A text encoder"
     lines = [f"# {record.get('name') or title}", ""]
     lines.append(f"{f'A small {kind}' if teachers else f'{article} {kind}'} {origin} with clipdistill.")
-    if _has_text(record):
+    if not _has_pictures(record):
+        lines.append(f"A caption becomes a row of {width} numbers; normalise before comparing.")
+    elif _has_text(record):
         lines.append(f"Pictures and captions meet in {width} dimensions; normalise before comparing.")
     else:
         head = f"; its head tells {len(classes)} classes apart" if classes else ""
@@ -229,6 +245,23 @@ with torch.no_grad():
 ```"""
 
 
+_USAGE_OF_OPEN_CLIP = """## Use
+
+```python
+import open_clip
+import torch
+from PIL import Image
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")  # this folder
+tokenizer = open_clip.get_tokenizer("local-dir:.")
+model.eval()
+with torch.no_grad():
+    pictures = model.encode_image(preprocess(Image.open("a.jpg"))[None], normalize=True)
+    captions = model.encode_text(tokenizer(["a red circle", "a dog"]), normalize=True)
+print(model.logit_scale.exp() * pictures @ captions.T)
+```"""
+
+
 _USAGE_OF_PICTURES = """## Use
 
 ```python
@@ -239,9 +272,32 @@ print(model("a.jpg"))
 ```"""
 
 
+_USAGE_OF_TEXTS = """## Use
+
+```python
+from clipdistill.models.huggingface import load
+
+model = load(".")  # this folder
+print(model.texts(model.tokenize(["a red circle", "a dog"])))
+```"""
+
+_USAGE_OF_SENTENCES = """## Use
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(".")  # this folder
+print(model.encode(["a red circle", "a dog"]))
+```"""
+
+
 def _usage(record: Mapping[str, Any]) -> str:
+    if not _has_pictures(record):
+        return _USAGE_OF_SENTENCES if record.get("library") == "sentence-transformers" else _USAGE_OF_TEXTS
     if not _has_text(record):
         return _USAGE_OF_PICTURES.replace("{task}", _pipeline(record))
+    if record.get("library") == "open_clip":
+        return _USAGE_OF_OPEN_CLIP
     rules = record["inputs"]["text"]
     fixed = f'padding="max_length", max_length={rules["length"]}'
     return _USAGE.replace("{padding}", fixed if rules["padding"] == "max_length" else "padding=True")

@@ -24,6 +24,7 @@ from clipdistill.models.chinese_clip_layout import original_name, plain_names, t
 from clipdistill.models.huggingface import HuggingFaceEncoder, attention_for, quiet
 from clipdistill.models.preprocessing import transform_of
 from clipdistill.models.torch_files import read_tensors
+from clipdistill.models.vocabulary import read_word_pieces
 
 #: Weights from whose shapes the sizes are read.
 _MEASURED = (
@@ -200,7 +201,7 @@ def bert_tokenizer(folder: Path, config: ChineseCLIPConfig) -> Any:
     path, rows = folder / "vocab.txt", config.text_config.vocab_size
     if not path.is_file():
         raise ModelError(f"{path} is missing; captions cannot be read without. {_VOCABULARY.format(folder=folder)}")
-    tokenizer = BertTokenizer(vocab=str(path), do_lower_case=True, model_max_length=512)
+    tokenizer = read_word_pieces(path)
     if len(tokenizer) != rows:
         raise ModelError(
             f"{path} has {len(tokenizer)} entries, the text tower {rows}: it belongs to another model. "

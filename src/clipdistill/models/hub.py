@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from clipdistill.errors import ModelError
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+#: A folder with this file is open_clip's.
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+#: A folder of sentence-transformers: its parts are in folders named by their numbers, as in 1_Pooling.
+_PARTS = "modules.json"
 _CHECKPOINTS = (".pt", ".pth")
+#: What begins a name that only open_clip can open.
+OPEN_CLIP = ("open_clip:", "hf-hub:", "local-dir:")
 _EXAMPLE = "multi-modal_clip-vit-base-patch16_zh"
 
 
@@ -21,8 +29,9 @@ def model_folder(uri: str, weights: bool = True) -> Path:
     """Return the folder that ``uri`` names, downloaded to the hub's cache where it is not on this disk.
 
     ``file:FOLDER`` and plain paths are local; ``hf:org/name`` is on the hub; a bare ``org/name`` is a local folder
-    if there is one, else a hub name; ``ms:org/name`` is on ModelScope. A run folder stands for the student in it, a
-    checkpoint file (see :func:`checkpoint_file`) for the folder it lies in.
+    if there is one, else a hub name; ``ms:org/name`` is on ModelScope; ``local-dir:FOLDER`` and ``hf-hub:org/name``
+    are how open_clip names the two. A run folder stands for the student in it, a checkpoint file (see
+    :func:`checkpoint_file`) for the folder it lies in.
     ``HF_HUB_OFFLINE=1`` allows only what the caches hold. With ``weights=False``
     only configuration and tokenizer files are fetched. Raises :class:`ModelError`.
     """
@@ -30,12 +39,18 @@ def model_folder(uri: str, weights: bool = True) -> Path:
         return _fetch(uri.removeprefix("hf:"), weights)
     if uri.startswith("ms:"):
         return _modelscope_folder(uri.removeprefix("ms:"), weights)
+    if uri.startswith("hf-hub:"):
+        return _fetch(uri.removeprefix("hf-hub:"), weights, open_clip=True)
+    if uri.startswith("open_clip:"):
+        raise ModelError(f"{uri} is a model of open_clip's by name; expected a folder or a hub name here.")
+    if uri.startswith("local-dir:"):
+        uri = "file:" + uri.removeprefix("local-dir:")
     if file := checkpoint_file(uri):
         return file.parent
     path = Path(uri.removeprefix("file:")).expanduser()
     if path.is_dir():
         # A run folder means the student in it.
-        return path / "student" if (path / "student" / "config.json").is_file() else path
+        return path / "student" if _is_model(path / "student") else path
     if path.exists():
         raise ModelError(f"{path} is a file; expected a model folder with config.json and weights in it.")
     if uri.startswith("file:") or not _is_hub_name(uri):
@@ -46,13 +61,28 @@ def model_folder(uri: str, weights: bool = True) -> Path:
     return _fetch(uri, weights)
 
 
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", OPEN_CLIP_CONFIG))
+
+
+def is_open_clip(folder: Path) -> bool:
+    """Tell whether a folder has open_clip's layout, and not that of transformers as well."""
+    if not (folder / OPEN_CLIP_CONFIG).is_file():
+        return False
+    path = folder / "config.json"
+    try:
+        return not path.is_file() or "model_type" not in json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):  # no JSON object: whoever reads it as a configuration says so
+        return False
+
+
 def checkpoint_file(uri: str) -> Path | None:
     """Return the local checkpoint, ``*.pt`` or ``*.pth``, that ``uri`` names; None for folders and names on a hub.
 
     Raises :class:`ModelError` where the name is a checkpoint's and there is no such file.
     """
     path = Path(uri.removeprefix("file:")).expanduser()
-    if path.suffix not in _CHECKPOINTS or path.is_dir() or uri.startswith(("hf:", "ms:")):
+    if path.suffix not in _CHECKPOINTS or path.is_dir() or uri.startswith(("hf:", "ms:", *OPEN_CLIP)):
         return None
     if path.is_file():
         return path
@@ -110,19 +140,24 @@ def _is_hub_name(uri: str) -> bool:
     return len(parts) == 2 and all(parts) and parts[0] not in {".", "..", "~"} and ":" not in uri
 
 
-def _fetch(name: str, weights: bool) -> Path:
+def _fetch(name: str, weights: bool, open_clip: bool = False) -> Path:
     """Download one repository's root files: safetensors if it has them, else the pickled weights."""
     folder = _snapshot(name, _SMALL_FILES)
-    for pattern in _WEIGHTS if weights else ():
-        folder = _snapshot(name, (*_SMALL_FILES, pattern))
+    open_clip = open_clip or is_open_clip(folder)
+    kinds, others = (_OPEN_CLIP_WEIGHTS, ()) if open_clip else (_WEIGHTS, _OPEN_CLIP_WEIGHTS)
+    for pattern in kinds if weights else ():
+        folder = _snapshot(name, (*_SMALL_FILES, pattern), ("*/*", *others))
         if any(folder.glob(pattern)):
             break
+    if (folder / _PARTS).is_file():
+        kinds = (*_SMALL_FILES, *(_WEIGHTS if weights else ()))
+        folder = _snapshot(name, tuple(f"[0-9]_*/{pattern}" for pattern in kinds), ignored=("*/*/*",))
     return folder
 
 
-def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+def _snapshot(name: str, patterns: tuple[str, ...], ignored: tuple[str, ...] = ("*/*",)) -> Path:
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignored)))
     except Exception as error:  # network, permission, offline mode, a bad name: each has its own class, all mean this
         raise ModelError(
             f"no local folder '{name}', and the hub did not give it ({type(error).__name__}: "

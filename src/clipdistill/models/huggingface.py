@@ -29,9 +29,9 @@ from clipdistill.data.views import Transform
 from clipdistill.errors import ModelError, did_you_mean
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import DualEncoder, Inputs
-from clipdistill.models.hub import checkpoint_file, model_folder
+from clipdistill.models.hub import OPEN_CLIP, checkpoint_file, is_open_clip, model_folder
 from clipdistill.models.preprocessing import read_processor, transform_of
-from clipdistill.models.vocabulary import read_tokenizer
+from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 
 #: Up to so many image tokens plain attention is faster on a CPU: 2.6 times with bfloat16 at 37 tokens.
 EAGER_TOKENS = 100
@@ -122,7 +122,9 @@ class HuggingFaceEncoder:
         tower = self._model.vision_model
         tower = getattr(tower, "vision_model", tower)
         tokens: nn.Module | None = getattr(tower, "embeddings", None)
-        return tokens if _image_tokens(tower.config) is not None else None
+        # Towers of several depths (Swin, ConvNeXt) need every patch in its place.
+        whole = hasattr(tower.config, "depths") or _image_tokens(tower.config) is None
+        return None if whole else tokens
 
     def images(self, pixels: Inputs) -> Tensor:
         """Embed pictures, batched as the transform gives them: ``{"pixel_values": [B, 3, h, w]} -> [B, D]``."""
@@ -152,7 +154,7 @@ class HuggingFaceEncoder:
 
         About one second for a gigabyte of weights.
         """
-        return hash_model(self._model, json.dumps(self.input_rules(), sort_keys=True), _tokenizer_text(self.tokenizer))
+        return hash_model(self._model, json.dumps(self.input_rules(), sort_keys=True), tokenizer_text(self.tokenizer))
 
     def input_rules(self) -> dict[str, Any]:
         """Return transform and text rules as plain values for JSON."""
@@ -161,12 +163,9 @@ class HuggingFaceEncoder:
 
     def write_files(self, folder: Path) -> None:
         """Write weights, configuration, tokenizer and image processor into a folder, as transformers reads them."""
-        if self.tokenizer.is_fast:  # else the padding of the last batch would be written as if it were a rule
-            self.tokenizer.backend_tokenizer.no_padding()
-            self.tokenizer.backend_tokenizer.no_truncation()
         with quiet():
             self._model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        write_tokenizer(self.tokenizer, folder)
         self.processor.save_pretrained(folder)
 
     def save(self, folder: Path, card: Mapping[str, Any] | None = None) -> None:
@@ -178,16 +177,23 @@ def load(uri: str, device: str = "cpu") -> DualEncoder:
     """Load a model, in evaluation mode and float32, from a folder, a file or a hub; see :func:`hub.model_folder`.
 
     Weights, tokenizer and image processor must all be there and fit: nothing is initialised at random and nothing
-    guessed. What is no dual encoder is opened as a model of pictures alone, see :mod:`clipdistill.models.vision`;
-    a checkpoint file is Chinese-CLIP's; a folder may have ModelScope's layout. Raises :class:`ModelError`.
+    guessed. What is no dual encoder is opened as a model of pictures alone or of captions alone, see
+    :mod:`clipdistill.models.vision` and :mod:`clipdistill.models.text`; a checkpoint file is Chinese-CLIP's; a folder
+    may have ModelScope's layout, or open_clip's. Raises :class:`ModelError`.
     """
-    from clipdistill.models import chinese_clip, modelscope, vision  # they need this module
+    from clipdistill.models import chinese_clip, modelscope, open_clip, text, vision  # they need this module
 
+    if uri.startswith(OPEN_CLIP):
+        return open_clip.load(uri, device)
     if file := checkpoint_file(uri):
         return chinese_clip.load(uri, file, device)
     folder = model_folder(uri)
+    if is_open_clip(folder):
+        return open_clip.load_folder(uri, folder, device)
     if modelscope.is_modelscope(folder):
         return modelscope.load(uri, folder, device)
+    if text.opens(folder):
+        return text.load(uri, folder, device)
     if model_type(folder) not in FAMILIES:
         return vision.load(uri, folder, device)
     family, config = read_config(folder)
@@ -197,11 +203,33 @@ def load(uri: str, device: str = "cpu") -> DualEncoder:
     return HuggingFaceEncoder(uri, module.to(device).eval(), tokenizer, processor)
 
 
+def look_up(uri: str) -> None:
+    """Find what describes a model, without its weights; raises :class:`ModelError` where that cannot be had."""
+    from clipdistill.models import open_clip  # it needs this module
+
+    if uri.startswith(OPEN_CLIP):
+        open_clip.look_up(uri)
+    else:
+        model_folder(uri, weights=False)
+
+
+def tokenizer_of(uri: str) -> Any:
+    """Load the tokenizer of a model, without its weights; raises :class:`ModelError` if that cannot be had."""
+    from clipdistill.models import open_clip  # it needs this module
+
+    if uri.startswith(OPEN_CLIP) or is_open_clip(model_folder(uri, weights=False)):
+        return open_clip.lend_tokenizer(uri)
+    return read_tokenizer(model_folder(uri, weights=False))
+
+
 def read_config(folder: Path) -> tuple[Family, Any]:
     """Read a model folder's config.json; raises :class:`ModelError` unless it is of a known family."""
+    from clipdistill.models import towers  # it needs this module
+
     path, kind = folder / "config.json", model_type(folder)
     if kind not in FAMILIES:
         raise ModelError(f"{path}: model_type '{kind}' is not a known dual encoder.{did_you_mean(kind, FAMILIES)}")
+    towers.import_for(path)
     try:
         with quiet():
             return FAMILIES[kind], FAMILIES[kind].model.config_class.from_pretrained(folder)
@@ -347,7 +375,7 @@ def _pooled(output: Any) -> Tensor:
     return rows
 
 
-def _tokenizer_text(tokenizer: Any) -> str:
+def tokenizer_text(tokenizer: Any) -> str:
     """Describe a tokenizer completely, less what its last call left behind in it."""
     about = [type(tokenizer).__name__, tokenizer.padding_side, sorted(tokenizer.get_vocab().items())]
     if tokenizer.is_fast:

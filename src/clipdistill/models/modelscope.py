@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import BertTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.image_utils import PILImageResampling
 
 from clipdistill.errors import ModelError
@@ -29,10 +29,9 @@ from clipdistill.models.chinese_clip_layout import plain_names
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.torch_files import read_tensors
 from clipdistill.models.vision import VisionEncoder
+from clipdistill.models.vocabulary import TEAM, TEAM_MARK, read_word_pieces
 
 _WEIGHTS = "pytorch_model.bin"
-#: What TEAM's code cuts captions to.
-_TEAM_TOKENS = 30
 
 
 def is_modelscope(folder: Path) -> bool:
@@ -72,7 +71,7 @@ def _load_team(uri: str, folder: Path, device: str) -> DualEncoder:
     """TEAM: CLIP's image tower and a BERT that keeps case, without its cross-attention between the two."""
     path = folder / _WEIGHTS
     weights = _team_names(read_tensors(path))
-    bert = json_object(folder / "text_config.json")
+    bert = json_object(folder / TEAM_MARK)
     keys = (
         "num_attention_heads",
         "hidden_act",
@@ -83,7 +82,7 @@ def _load_team(uri: str, folder: Path, device: str) -> DualEncoder:
     # Its code cuts the image tower into heads of 64, whatever the width.
     given = {f"text_{key}": bert[key] for key in keys if key in bert} | {"vision_head_width": 64}
     config = configure(weights, given, path)
-    tokenizer = BertTokenizer(vocab=str(folder / "vocab.txt"), do_lower_case=False, model_max_length=_TEAM_TOKENS)
+    tokenizer = read_word_pieces(folder / "vocab.txt", **TEAM)
     return assemble(uri, weights, config, tokenizer, path, device)
 
 
@@ -138,5 +137,5 @@ Reader = Callable[[str, Path, str], DualEncoder]
 _LAYOUTS: dict[str, tuple[tuple[str, ...], Reader]] = {
     "Chinese-CLIP": (("vision_model_config.json", "text_model_config.json", _WEIGHTS, "vocab.txt"), _load_clip),
     "RLEG": (("encoder_config.json", _WEIGHTS), _load_rleg),
-    "TEAM": (("text_config.json", _WEIGHTS, "vocab.txt"), _load_team),
+    "TEAM": ((TEAM_MARK, _WEIGHTS, "vocab.txt"), _load_team),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,20 @@ def transform_of(processor: Any, where: str) -> Transform:
         transform = _read(processor)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
-    for picture in _pictures():
-        _compare(
-            transform(picture),
-            processor(images=picture, return_tensors="np"),
-            type(processor).__name__,
-            where,
-        )
+
+    def theirs(picture: Image.Image) -> dict[str, NDArray[Any]]:
+        return {key: rows[0] for key, rows in processor(images=picture, return_tensors="np").items()}
+
+    prove(transform, theirs, type(processor).__name__, where)
     return transform
+
+
+def prove(
+    transform: Transform, theirs: Callable[[Image.Image], Mapping[str, NDArray[Any]]], name: str, where: str
+) -> None:
+    """Raise :class:`ModelError` unless a transform gives the numbers of another, called ``name`` in the message."""
+    for picture in _pictures():
+        _compare(transform(picture), theirs(picture), name, where)
 
 
 def _read(processor: Any) -> Transform:
@@ -118,13 +125,13 @@ def _pictures() -> list[Image.Image]:
     return [Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
 
 
-def _compare(ours: dict[str, NDArray[Any]], theirs: Any, name: str, where: str) -> None:
+def _compare(ours: Mapping[str, NDArray[Any]], theirs: Mapping[str, NDArray[Any]], name: str, where: str) -> None:
     for key, expected in theirs.items():
         got = ours.get(key)
-        if got is None or got.shape != expected[0].shape:
+        if got is None or got.shape != expected.shape:
             found = "nothing" if got is None else str(got.shape)
-            raise ModelError(f"{where}: {name} gives {key} of shape {expected[0].shape}, our transform gives {found}.")
-        difference = float(np.abs(got.astype(np.float64) - expected[0]).max())
+            raise ModelError(f"{where}: {name} gives {key} of shape {expected.shape}, our transform gives {found}.")
+        difference = float(np.abs(got.astype(np.float64) - expected).max())
         if not difference <= 1e-6:
             raise ModelError(
                 f"{where}: {name} prepares pictures in a way that our transform does not reproduce "

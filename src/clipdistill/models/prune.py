@@ -130,7 +130,8 @@ def weights_in(sizes: Sizes) -> int:
 
 def check_prunable(encoder: DualEncoder) -> HuggingFaceEncoder:
     """Return the model as what it is; raises :class:`ModelError` for models that the hooks do not know."""
-    kind = str(encoder.module.config.model_type)  # type: ignore[union-attr]
+    config: Any = getattr(encoder.module, "config", None)
+    kind = config.model_type if config else type(encoder.module).__name__
     if kind != "clip" or not isinstance(encoder, HuggingFaceEncoder):
         raise ModelError(
             f"{encoder.uri} is of kind {kind}; prune works on clip. Use student.inherit for the other families."

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, SiglipImageProcessorPil
+from transformers import CLIPConfig, CLIPTextConfig, SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, ModelError
-from clipdistill.models import vision
+from clipdistill.models import towers, vision
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.hub import model_folder
 from clipdistill.models.huggingface import (
@@ -25,12 +25,13 @@ from clipdistill.models.huggingface import (
     attention_for,
     load,
     read_config,
+    tokenizer_of,
 )
 from clipdistill.models.inherit import inherit
 from clipdistill.models.keep import Side, config_beside, copy_tower
 from clipdistill.models.preprocessing import clip_processor
-from clipdistill.models.presets import DEFAULT_PRESET, Preset, StudentSpec
-from clipdistill.models.vocabulary import end_token_id, fit_to_tower, read_tokenizer, train_tokenizer
+from clipdistill.models.presets import DEFAULT_PRESET, Preset, StudentSpec, tower_name
+from clipdistill.models.vocabulary import end_token_id, fit_to_tower, train_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def choose_tokenizer(spec: StudentSpec, teacher: Any | None, captions: Iterable[
             return teacher
     if spec.tokenizer in ("auto", "train"):
         return train_tokenizer(captions, spec.vocab_size, _context_length(spec))
-    return read_tokenizer(model_folder(spec.tokenizer, weights=False))
+    return tokenizer_of(spec.tokenizer)
 
 
 def _context_length(spec: StudentSpec) -> int:
@@ -102,7 +103,9 @@ def _two_towers(donor: DualEncoder | None, key: str) -> HuggingFaceEncoder:
     if donor is None:
         raise ConfigError(f"student.{key} needs a model to inherit from: add a teacher, or student.inherit_from=MODEL.")
     if not isinstance(donor, HuggingFaceEncoder):
-        raise ConfigError(f"student.{key}: {donor.uri} is no dual encoder of two towers. Name one as inherit_from.")
+        raise ConfigError(
+            f"student.{key}: {donor.uri} is no dual encoder of two towers of transformers. Name one as inherit_from."
+        )
     return donor
 
 
@@ -110,7 +113,11 @@ def _build_around(
     donor: HuggingFaceEncoder, kept: Side, spec: StudentSpec, tokenizer: Any | None, seed: int, like: Transform | None
 ) -> HuggingFaceEncoder:
     """Build a student around one tower of the donor, which stays what it is to the bit."""
-    config = config_beside(donor, kept, spec.shape(donor.width))
+    shape = spec.shape(donor.width)
+    if kept == "text" and shape.vision:
+        config = towers.beside_text(donor, shape, spec.image_size)
+    else:
+        config = config_beside(donor, kept, shape)
     family = FAMILIES[config.model_type]
     if kept == "text":
         tokenizer, processor = copy.deepcopy(donor.tokenizer), _processor_like(donor, config, like)
@@ -138,15 +145,16 @@ def _build(
         family = FAMILIES[config.model_type]
         processor = _processor_like(donor, config, teacher_transform)
     else:
-        shape = spec.shape(embed_dim)
-        family, config = FAMILIES["clip"], clip_config(shape)
-        processor = clip_processor(shape.image_size, teacher_transform)
+        config = _preset_config(spec, embed_dim)
+        family = FAMILIES[config.model_type]
+        processor = clip_processor(config.vision_config.image_size, teacher_transform)
     tokenizer = _fit_text(_name(spec), config, tokenizer)
     return HuggingFaceEncoder(_name(spec), _random_module(family, config, seed), tokenizer, processor)
 
 
 def _name(spec: StudentSpec) -> str:
-    return f"config:{spec.config}" if spec.config else f"preset:{spec.preset or DEFAULT_PRESET}"
+    name = f"config:{spec.config}" if spec.config else f"preset:{spec.preset or DEFAULT_PRESET}"
+    return f"{name} with {tower_name(spec.vision)}" if spec.vision else name
 
 
 def _config_folder(uri: str) -> Path:
@@ -155,16 +163,28 @@ def _config_folder(uri: str) -> Path:
     return path.parent if path.name == "config.json" and path.is_file() else model_folder(uri, weights=False)
 
 
+def _preset_config(spec: StudentSpec, embed_dim: int | None) -> Any:
+    """Return the configuration of a preset: a CLIP, or its text tower beside the image tower that is named."""
+    shape = spec.shape(embed_dim)
+    if not shape.vision:
+        return clip_config(shape)
+    return towers.dual_encoder_config(shape, spec.image_size, CLIPTextConfig(**_text_tower(shape)))
+
+
 def clip_config(shape: Preset) -> Any:
     """Return the transformers configuration of a preset; vocabulary and special tokens come with the tokenizer."""
-    text = _tower(shape.text_width, shape.text_layers, shape.text_heads, shape.embed_dim)
     vision = _tower(shape.width, shape.layers, shape.heads, shape.embed_dim)
     return CLIPConfig(
-        text_config=text | {"max_position_embeddings": shape.context_length},
+        text_config=_text_tower(shape),
         vision_config=vision | {"image_size": shape.image_size, "patch_size": shape.patch_size},
         projection_dim=shape.embed_dim,
         logit_scale_init_value=2.6592,
     )
+
+
+def _text_tower(shape: Preset) -> dict[str, Any]:
+    sizes = _tower(shape.text_width, shape.text_layers, shape.text_heads, shape.embed_dim)
+    return sizes | {"max_position_embeddings": shape.context_length}
 
 
 def _tower(width: int, layers: int, heads: int, embed_dim: int) -> dict[str, Any]:
@@ -223,6 +243,8 @@ def _random_module(family: Family, config: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
         module = family.model(config)
+        if config.model_type == towers.FAMILY:
+            towers.initialise(module)
     if family.sticky_end:  # the sigmoid loss starts at scale 10 and bias -10 (SigLIP, arXiv 2303.15343, section 3.2)
         module.logit_scale.data.fill_(math.log(10))
         module.logit_bias.data.fill_(-10)

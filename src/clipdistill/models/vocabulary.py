@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, CLIPTokenizer
+from transformers import AutoTokenizer, BertTokenizer, CLIPTokenizer
 
 from clipdistill.errors import ConfigError, ModelError
 
@@ -18,6 +18,12 @@ _VOCABULARY_FILES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"),
     *("tokenizer.model", "sentencepiece.bpe.model"),
 )
+_WORD_PIECES = "vocab.txt"
+#: Any of these says of what kind a tokenizer is.
+_TOKENIZER_CONFIGS = ("tokenizer.json", "tokenizer_config.json", "config.json")
+#: How ModelScope's TEAM reads captions, and the file by which its folder is known.
+TEAM: dict[str, Any] = {"lower_case": False, "longest": 30}
+TEAM_MARK = "text_config.json"
 _SUFFIX = "</w>"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 #: Every byte, every byte at the end of a word, start and end: no caption can fall out of such a vocabulary.
@@ -25,12 +31,17 @@ SMALLEST_VOCABULARY = 2 * 256 + 2
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder from its own files; raises :class:`ModelError` if it has none."""
+    """Load the tokenizer of a model folder from its own files; raises :class:`ModelError` if it has none.
+
+    A folder with ``vocab.txt`` and nothing beside it that says more is Chinese-CLIP's, or one of ModelScope's.
+    """
     if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
         raise ModelError(
             f"{folder} holds no tokenizer (found: {_listing(folder)}); expected one of {', '.join(_VOCABULARY_FILES)}. "
             "Copy the tokenizer files of the original model into the folder."
         )
+    if (folder / _WORD_PIECES).is_file() and not any((folder / name).is_file() for name in _TOKENIZER_CONFIGS):
+        return read_word_pieces(folder / _WORD_PIECES, **(TEAM if (folder / TEAM_MARK).is_file() else {}))
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except ImportError as error:  # SigLIP's own tokenizer class is not among the fast ones
@@ -42,6 +53,19 @@ def read_tokenizer(folder: Path) -> Any:
         raise ModelError(
             f"the tokenizer in {folder} cannot be loaded: {error}. Copy the original model's tokenizer files again."
         ) from error
+
+
+def read_word_pieces(path: Path, lower_case: bool = True, longest: int = 512) -> Any:
+    """Make BERT's tokenizer from the ``vocab.txt`` of a folder that has no other file of it."""
+    return BertTokenizer(vocab=str(path), do_lower_case=lower_case, model_max_length=longest)
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer's files into a model's folder."""
+    if tokenizer.is_fast:  # else the padding of the last batch would be written as if it were a rule
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.save_pretrained(folder)
 
 
 def _listing(folder: Path) -> str:

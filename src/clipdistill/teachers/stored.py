@@ -14,7 +14,7 @@ from clipdistill.algebra.nodes import Node
 from clipdistill.data.batches import Batch, Inlet
 from clipdistill.data.samples import Sample
 from clipdistill.errors import ConfigError, ModelError, did_you_mean
-from clipdistill.models.hub import model_folder
+from clipdistill.models.huggingface import look_up
 from clipdistill.teachers.manifest import MANIFEST
 from clipdistill.teachers.store import JOB, EmbeddingStore
 from clipdistill.teachers.teacher import TEXT_VIEWS
@@ -73,7 +73,7 @@ def model_behind(uri: str) -> str | None:
     if not model:
         return None
     try:
-        model_folder(model, weights=False)
+        look_up(model)
     except ModelError:
         return None
     return model

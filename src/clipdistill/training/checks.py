@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from clipdistill.algebra.nodes import BANK, LOGITS, STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig
 from clipdistill.data.labels import class_numbers, labels_of
-from clipdistill.data.samples import Sample, Source
+from clipdistill.data.samples import Source
 from clipdistill.data.sources import from_samples
+from clipdistill.data.sources.mix import Mixed
 from clipdistill.errors import ConfigError, RecipeError, StoreError
 from clipdistill.evaluation.evaluate import Tasks
 from clipdistill.models.encoder import DualEncoder
@@ -157,8 +160,8 @@ def check_stored(nodes: Sequence[Node], source: Source, opened: Opened) -> Sourc
     if len(wanting) == len(source):
         raise StoreError(f"none of the {len(source)} samples of {source.uri} has a row in every store.")
     console.print(f"{len(wanting)} of {len(source)} samples have no stored row and are left out", markup=False)
-    kept: list[Sample] = [source[place] for place in range(len(source)) if place not in wanting]
-    return from_samples(kept, source.uri)
+    kept = [place for place in range(len(source)) if place not in wanting]
+    return source.keep(kept) if isinstance(source, Mixed) else from_samples([source[at] for at in kept], source.uri)
 
 
 def _broken(store: EmbeddingStore, source: Source, places: Collection[int]) -> set[int]:
@@ -191,3 +194,20 @@ def _wanting(store: EmbeddingStore, source: Source, asked: Sequence[Node]) -> di
 def _without(store: EmbeddingStore, side: str, keys: Sequence[tuple[int, str]]) -> dict[int, None]:
     positions = store.find(side, [key for _, key in keys])
     return {place: None for (place, _), position in zip(keys, positions, strict=True) if position < 0}
+
+
+def check_micro_batch(student: DualEncoder, size: int | None) -> None:
+    """Refuse to cut batches for a student whose layers look at all of a batch at once.
+
+    Raises:
+        ConfigError: it has batch normalisation that learns.
+    """
+    if size is None:
+        return
+    layers = [name for name, part in student.module.named_modules() if isinstance(part, _BatchNorm) and part.training]
+    if layers:
+        raise ConfigError(
+            f"train.micro_batch={size}: the student normalises over the batch in {len(layers)} layers ({layers[0]}, "
+            "...), so in parts it would compute something else. Drop train.micro_batch and take train.accumulate, or "
+            "freeze that tower (student.freeze), or choose a student without batch normalisation."
+        )

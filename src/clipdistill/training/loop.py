@@ -19,6 +19,7 @@ from clipdistill.algebra.graph import Losses
 from clipdistill.algebra.term import MAX_SCALE
 from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch, load
+from clipdistill.data.block_order import fetch_ahead
 from clipdistill.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.models.device import choose_device, choose_precision
@@ -200,7 +201,7 @@ def _streams(setup: Setup, step: int) -> list[Iterator[Batch]]:
     accumulate, workers = setup.config.train.accumulate, setup.config.train.workers
     start, stop = step * accumulate, setup.plan.steps * accumulate
     parts = [part.stream(start, stop, workers) for part in setup.unpaired]
-    return [load(setup.batches, setup.order.walk(start, stop), workers), *parts]
+    return [load(setup.batches, fetch_ahead(setup.order.walk(start, stop), setup.source), workers), *parts]
 
 
 @torch.no_grad()

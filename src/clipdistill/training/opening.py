@@ -20,11 +20,9 @@ from clipdistill.errors import ConfigError, DataError, ModelError
 from clipdistill.evaluation.evaluate import class_prompts, embed_texts
 from clipdistill.evaluation.zeroshot import class_embeddings
 from clipdistill.models.encoder import DualEncoder
-from clipdistill.models.hub import model_folder
-from clipdistill.models.huggingface import load
+from clipdistill.models.huggingface import load, tokenizer_of
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build, choose_tokenizer
-from clipdistill.models.vocabulary import read_tokenizer
 from clipdistill.progress import console
 from clipdistill.teachers.store import EmbeddingStore
 from clipdistill.teachers.stored import Choices, StoredTeacher, is_store, model_behind, open_teacher_store
@@ -146,7 +144,7 @@ def _offered_by_store(opened: Opened, spec: StudentSpec) -> _Offered:
 
 def _tokenizer_of(uri: str) -> Any | None:
     try:
-        return read_tokenizer(model_folder(uri, weights=False))
+        return tokenizer_of(uri)
     except ModelError as error:
         console.print(
             f"the tokenizer of the stored teacher's model cannot be had, so one is trained: {error}", markup=False

@@ -12,9 +12,12 @@ from clipdistill.algebra.recipe import Recipe
 from clipdistill.algebra.term import Term
 from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch, Batches, Inlet, load
-from clipdistill.data.order import NeighbourOrder, Order
+from clipdistill.data.block_order import fetch_ahead
+from clipdistill.data.mix_order import random_order
+from clipdistill.data.order import NeighbourOrder, Ordering
 from clipdistill.data.samples import Source, gives
 from clipdistill.data.sources import pairs
+from clipdistill.data.sources.mix import Mixed
 from clipdistill.data.views import Views
 from clipdistill.errors import ConfigError, DataError
 from clipdistill.models.encoder import DualEncoder
@@ -38,11 +41,11 @@ class Part:
     source: Source
     nodes: frozenset[Node]
     batches: Batches
-    order: Order
+    order: Ordering
 
     def stream(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
         """Yield its batches number ``start`` to ``stop - 1``."""
-        return load(self.batches, self.order.walk(start, stop), workers)
+        return load(self.batches, fetch_ahead(self.order.walk(start, stop), self.source), workers)
 
     def first(self, device: torch.device) -> Batch:
         """Its first batch; raises DataError if fewer than two of its samples can be read."""
@@ -53,19 +56,25 @@ class Part:
         return batch
 
 
-def choose_order(config: RunConfig, source: Source, stored: Mapping[str, StoredTeacher]) -> Order | NeighbourOrder:
-    """The order of the paired data: random, or in groups of neighbours in a stored teacher's space.
+def choose_order(config: RunConfig, source: Source, stored: Mapping[str, StoredTeacher]) -> Ordering:
+    """The order of the paired data: random, by weight where it is a mix, or in groups of neighbours in a stored
+    teacher's space.
 
     With ``batches.select`` a batch is what is chosen from: ``batches.super_batch`` times as many rows.
 
     Raises:
-        ConfigError: neighbours are asked for, and no teacher is stored.
+        ConfigError: neighbours are asked for, and no teacher is stored, or the data are a mix.
         DataError: the data do not fill a batch.
     """
     rows = config.train.batch_size * (config.batches.super_batch if config.batches.select else 1)
     group = config.batches.neighbours
     if group == 1:
-        return Order(len(source), rows, config.seed)
+        return random_order(source, rows, config.seed)
+    if isinstance(source, Mixed):
+        raise ConfigError(
+            f"batches.neighbours={group} groups samples by what they show, and the mix {config.data} draws them by "
+            "weight. Drop one of the two."
+        )
     teacher = next(iter(stored.values()), None)
     if teacher is None:
         raise ConfigError(
@@ -113,7 +122,7 @@ def open_unpaired(
         mine = teacher.inlet
         inlets[teacher.letter] = Inlet(mine.transform, None) if sides == "I" else Inlet(None, mine.tokenize, texts)
     batches = Batches(source, inlets, views_of_run, config.seed)
-    return Part(source, nodes, batches, Order(len(source), config.train.batch_size, config.seed))
+    return Part(source, nodes, batches, random_order(source, config.train.batch_size, config.seed))
 
 
 def _affords(term: Term, side: str, views: set[str]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from clipdistill.algebra.graph import InteractionGraph, Losses
 from clipdistill.algebra.nested import NestedGraph
@@ -17,7 +18,7 @@ from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import SELF, Plan, RunConfig
 from clipdistill.data.batches import Batch, Batches
 from clipdistill.data.labels import class_numbers, classes_of
-from clipdistill.data.order import NeighbourOrder, Order
+from clipdistill.data.order import Ordering
 from clipdistill.data.samples import Source, key64
 from clipdistill.data.sources import pairs
 from clipdistill.models.device import choose_device, make_autocast
@@ -26,7 +27,14 @@ from clipdistill.models.masking import masked_images
 from clipdistill.teachers.stored import StoredTeacher
 from clipdistill.teachers.teacher import LiveTeacher, Retired, Teacher, inlet, text_rows
 from clipdistill.training.banks import Banks, make_banks
-from clipdistill.training.checks import check_bank, check_letters, check_nodes, check_stored, compared_nodes
+from clipdistill.training.checks import (
+    check_bank,
+    check_letters,
+    check_micro_batch,
+    check_nodes,
+    check_stored,
+    compared_nodes,
+)
 from clipdistill.training.choosing import choose_rows, reference_nodes
 from clipdistill.training.opening import make_teachers, open_models, open_student
 from clipdistill.training.optimisers import Optimiser
@@ -49,7 +57,7 @@ class Setup:
     graph: InteractionGraph | NestedGraph
     optimiser: Optimiser
     batches: Batches
-    order: Order | NeighbourOrder
+    order: Ordering
     plan: Plan
     device: torch.device
     autocast: AbstractContextManager[None]
@@ -109,11 +117,25 @@ class Setup:
         return found
 
     def rows(self, batch: Batch, wanted: Collection[Node] | None = None) -> dict[str, Tensor]:
-        """The embeddings of a batch by node: the student's with gradient, the teachers' without."""
-        rows = self.student_rows(batch)
-        for teacher in self.teachers:
-            rows |= teacher.embed(batch, wanted)
-        return rows
+        """The embeddings of a batch by node: the student's with gradient, the teachers' without.
+
+        With ``train.micro_batch`` the models see so many samples at once, and the student sees them again for its
+        gradient: what lies inside the towers is kept of one part at a time (GradCache, arXiv 2101.06983). The losses
+        are those of the whole batch.
+        """
+        size = self.config.train.micro_batch or len(batch.ids)
+        if len(batch.ids) <= size:
+            return self.student_rows(batch) | self._teacher_rows(batch, wanted)
+        places = range(len(batch.ids))
+        parts = [batch.take(places[start : start + size]) for start in range(0, len(places), size)]
+        found = [
+            checkpoint(self.student_rows, part, use_reentrant=False) | self._teacher_rows(part, wanted)
+            for part in parts
+        ]
+        return {node: torch.cat([rows[node] for rows in found]) for node in found[0]}
+
+    def _teacher_rows(self, batch: Batch, wanted: Collection[Node] | None) -> dict[str, Tensor]:
+        return {node: rows for teacher in self.teachers for node, rows in teacher.embed(batch, wanted).items()}
 
     def scales(self) -> dict[str, float | Tensor]:
         """The logit scales by model letter."""
@@ -171,6 +193,7 @@ def prepare(config: RunConfig) -> Setup:
     numbers = class_numbers({label: label for label in labels}, classes, source.uri, student.uri)
     teachers = make_teachers(opened, recipe, student, config, autocast, classes, reference_nodes(config))
     train_mode(student, config.student.freeze)
+    check_micro_batch(student, config.train.micro_batch)
     stored = {letter: teacher for letter, teacher in teachers.items() if isinstance(teacher, StoredTeacher)}
     config, views = choose_views(config, stored, list(recipe.nodes))
     check_nodes(recipe, source, student, list(teachers.values()))

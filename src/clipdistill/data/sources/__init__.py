@@ -9,13 +9,16 @@ from dataclasses import fields
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from clipdistill.data.remote import is_remote
 from clipdistill.data.samples import Sample, Source
 from clipdistill.data.sources.annotations import is_annotations, read_annotations, refuse_links
 from clipdistill.data.sources.chinese_clip import find_split, read_split
 from clipdistill.data.sources.folder import read_folder
+from clipdistill.data.sources.hf_datasets import find_dataset, is_hub, open_dataset, open_hub
 from clipdistill.data.sources.lines import read_lines
 from clipdistill.data.sources.listed import Samples, from_samples, without_captions
-from clipdistill.data.sources.shard_names import find_shards, refuse_remote
+from clipdistill.data.sources.mix import MIX_SUFFIXES, open_mix
+from clipdistill.data.sources.shard_names import find_shards
 from clipdistill.data.sources.tables import NONE, TABLES, Columns, read_table
 from clipdistill.data.sources.webdataset import open_shards
 from clipdistill.errors import DataError, did_you_mean
@@ -26,37 +29,56 @@ KINDS = (
     "a folder of pictures (with metadata.jsonl, .csv or .parquet, sidecar .txt files, or a folder per class)",
     f"a table ({', '.join(sorted(TABLES))})",
     "a text file with one caption per line (.txt)",
-    "webdataset shards (shards/{00000..00099}.tar, a.tar::b.tar, or their folder)",
+    "webdataset shards (shards/{00000..00099}.tar, a.tar::b.tar, or their folder; s3://bucket/{00000..00099}.tar)",
     "an annotation file of COCO, Karpathy, Flickr30k, COCO-CN or Flickr30k-CN (captions_val2017.json?images=val2017)",
     "a split of Chinese-CLIP's layout (photos/train for photos/train_imgs.tsv and photos/train_texts.jsonl)",
+    "a dataset on the Hugging Face hub (hf:org/name?split=train), saved to disk, or parquet files that hold pictures",
+    "a mix of several, with weights (mix.yaml)",
     "scenes:train (made on the spot)",
 )
-_OF_ANNOTATIONS = {"images", "split"}
+#: Choices that are no columns, and what they are for.
+_CHOICES = {
+    "images": "annotation files only, such as captions_val2017.json",
+    "split": "Karpathy's annotation files and datasets of Hugging Face only",
+    "id": "datasets of Hugging Face only, saved to disk or such as hf:org/name",
+    "config": "datasets of Hugging Face only, such as hf:org/name",
+    "revision": "datasets on the Hugging Face hub only, such as hf:org/name",
+}
 
 
 def pairs(uri: str | Path) -> Source:
-    """Open a folder, a table, shards, annotations, captions in a text file, Chinese-CLIP's layout or made-up scenes.
+    """Open a folder, a table, shards, a Hugging Face dataset, annotations, Chinese-CLIP's layout or made-up scenes.
 
     A URI is a path, optionally with choices: ``photos?caption=title``, ``list.csv?image=path&sep=tab``; the keys
     are ``image``, ``caption``, ``synthetic``, ``label`` and ``group`` (columns) and ``sep`` (``tab`` or ``comma``).
-    Annotation files take ``images``, the folder of their pictures, and Karpathy's ``split``.
+    Annotation files take ``images``, the folder of their pictures, and Karpathy's ``split``; datasets ``split``,
+    ``id``, a column, and on the hub ``config`` and ``revision``.
     ``caption=none`` opens pictures without their captions, ``image=none`` the captions of a table without pictures.
     Pictures are not opened: those that cannot be read are met later. Raises :class:`DataError` for everything else.
     """
     text = os.fspath(uri)
-    refuse_remote(text)
     scheme = re.match(r"([A-Za-z][\w+.-]+):(?!:)", text)  # two colons stand between shards
-    if scheme and not Path(text).exists():
+    if scheme and not is_remote(text) and not is_hub(text) and not Path(text).exists():
         return _made(scheme[1], text)
     name, choices = _split(text)
-    columns = Columns(**{key: value for key, value in choices.items() if key not in _OF_ANNOTATIONS})
+    columns = Columns(**{key: value for key, value in choices.items() if key not in _CHOICES})
+    if is_hub(name):
+        _refuse_others(choices, {"split", "id", "config", "revision"}, text)
+        return open_hub(name, columns, choices, text)
+    if not is_remote(name) and (dataset := find_dataset(name, columns)):
+        _refuse_others(choices, {"split", "id", "config"}, text)
+        return open_dataset(dataset, columns, choices, text)
     path, shards = Path(name), find_shards(name)
     if not shards and path.is_file() and is_annotations(path, choices.get("images")):
+        _refuse_others(choices, {"images", "split"}, text)
         return from_samples(_annotated(path, columns, choices, text), text)
-    for key in _OF_ANNOTATIONS & choices.keys():
-        raise DataError(f"{text}: {key}={choices[key]} is for annotation files only, such as captions_val2017.json")
+    _refuse_others(choices, set(), text)
     if shards:
         return open_shards(shards, columns, text)
+    if path.is_file() and path.suffix.lower() in MIX_SUFFIXES:
+        if columns != Columns():
+            raise DataError(f"{text}: a mix has no columns to choose; choose them in its parts")
+        return open_mix(path, pairs, text)
     if split := find_split(path):
         if columns not in (Columns(), Columns(caption=NONE)):
             raise DataError(f"{text}: a split in Chinese-CLIP's layout has no columns to choose; name {path}")
@@ -72,6 +94,13 @@ def pairs(uri: str | Path) -> Source:
         refuse_links(path, columns)
         return from_samples(read_table(path, columns), text)
     raise DataError(f"{path}: there is no such file or folder.{_closest(path)} Data can be {'; '.join(KINDS)}.")
+
+
+def _refuse_others(choices: dict[str, str], allowed: set[str], uri: str) -> None:
+    """Raise :class:`DataError` for choices that are for other kinds of data."""
+    for key, value in choices.items():
+        if key in _CHOICES and key not in allowed:
+            raise DataError(f"{uri}: {key}={value} is for {_CHOICES[key]}")
 
 
 def _made(scheme: str, uri: str) -> Source:
@@ -93,10 +122,12 @@ def _annotated(path: Path, columns: Columns, choices: dict[str, str], uri: str) 
 def _split(text: str) -> tuple[str, dict[str, str]]:
     """Separate a path from the choices behind its question mark, unless a file has that very name."""
     head, mark, query = text.rpartition("?")
-    if not mark or ("::" not in text and Path(text).exists()):
+    if not mark or ("::" not in text and not is_remote(text) and Path(text).exists()):
         return text, {}
     choices = dict(parse_qsl(query, keep_blank_values=True))
-    known = [*(field.name for field in fields(Columns)), *_OF_ANNOTATIONS]
+    known = [*(field.name for field in fields(Columns)), *_CHOICES]
+    if is_remote(text) and not (choices and choices.keys() <= {field.name for field in fields(Columns)}):
+        return text, {}  # the question is the server's
     for key in choices:
         if key not in known:
             raise DataError(f"{text}: unknown choice '{key}'.{did_you_mean(key, known)}")

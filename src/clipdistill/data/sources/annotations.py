@@ -75,8 +75,8 @@ def refuse_links(path: Path, columns: Columns) -> None:
     linked = any(len(row) > 1 and any(_URL.match(value.strip('" ')) for value in row) for row in rows)
     if linked and not set(rows[0]) & set(IMAGE_COLUMNS):
         raise DataError(
-            f"{path}: found captions and links, as CC3M and CC12M are given out, but no pictures; nothing is fetched "
-            "over the network. Download them with img2dataset (--output_format webdataset), then name its shards: "
+            f"{path}: found captions and links, as CC3M and CC12M are given out, but no pictures; links are not "
+            "followed. Download them with img2dataset (--output_format webdataset), then name its shards: "
             "cc3m/{00000..00331}.tar, or their folder."
         )
 

@@ -4,8 +4,10 @@
 
     photos/train_imgs.tsv       1076345<TAB>/9j/4AAQSkZJ...
     photos/train_texts.jsonl    {"text_id": 8428, "text": "高级感托特包斜挎", "image_ids": [1076345, 517602]}
+    photos/train_samples.jsonl  {"image_id": 1076345, "clipdistill_id": "bags/a.jpg", "label": "bag"}
 
-Their LMDB folders (``photos/lmdb/train``) are made from these two files, which are read in their place.
+The third file is ours, and seldom there: ids that are no numbers, labels, groups and ``syn_text`` of converted data.
+Their LMDB folders (``photos/lmdb/train``) are made from these two files, and are read where the files are not there.
 """
 
 from __future__ import annotations
@@ -16,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from clipdistill.data.samples import Base64Line, Sample
+from clipdistill.data.sources.chinese_clip_lmdb import is_lmdb, read_lmdb
+from clipdistill.data.sources.tables import OWN_ID
 from clipdistill.errors import DataError
 
-IMAGES, TEXTS = "_imgs.tsv", "_texts.jsonl"
+IMAGES, TEXTS, SAMPLES = "_imgs.tsv", "_texts.jsonl", "_samples.jsonl"
 
 
 def find_split(path: Path) -> Path | None:
     """Return the split that ``path`` means, as ``photos/train``, or None where it is not Chinese-CLIP's layout.
 
     Understood are ``photos/train``, either of its files, ``photos/lmdb/train``, and ``photos`` if it holds one split.
-    Raises :class:`DataError` if only LMDB files are there, a file of the two is missing, or the split is not said.
+    Where there is nothing but LMDB it is the folder ``photos/lmdb/train``. Raises :class:`DataError` if a file of the
+    two is missing, or the split is not said.
     """
     for ending in (IMAGES, TEXTS):
         named = path.with_name(path.name.removesuffix(ending)) if path.name.endswith(ending) else path
@@ -33,16 +38,19 @@ def find_split(path: Path) -> Path | None:
             return named
     if path.parent.name == "lmdb" and _begun(split := path.parent.parent / path.name):
         return _whole(split)
+    if not path.is_dir() and _begun(path):
+        return _whole(path)
+    database = path if path.is_dir() else path.parent / "lmdb" / path.name
+    if is_lmdb(database):
+        return database
     if not path.is_dir():
-        return _whole(path) if _begun(path) else None
-    if (path / "imgs" / "data.mdb").is_file() or (path / "pairs" / "data.mdb").is_file():
-        raise _only_lmdb(path)
-    splits = sorted(_split_names(path))
+        return None
+    splits = sorted(path / name for name in _split_names(path)) or _lmdb_splits(path)
     if len(splits) > 1:
-        raise DataError(
-            f"{path}: found several splits. Did you mean {' or '.join(str(path / name) for name in splits)}?"
-        )
-    return _whole(path / splits[0]) if splits else None
+        raise DataError(f"{path}: found several splits. Did you mean {' or '.join(map(str, splits))}?")
+    if not splits:
+        return None
+    return splits[0] if is_lmdb(splits[0]) else _whole(splits[0])
 
 
 def read_split(split: Path) -> list[Sample]:
@@ -51,6 +59,8 @@ def read_split(split: Path) -> list[Sample]:
     Pictures stay in the file until they are asked for; one that no text names has no caption. Raises
     :class:`DataError` with file and line.
     """
+    if is_lmdb(split):
+        return read_lmdb(split)
     pictures = dict(_pictures(_file(split, IMAGES)))
     captions: dict[str, dict[str, None]] = {name: {} for name in pictures}
     for where, text, names in _texts(_file(split, TEXTS)):
@@ -58,7 +68,13 @@ def read_split(split: Path) -> list[Sample]:
             if name not in captions:
                 raise DataError(f"{where}: image_ids names {name}, which {_file(split, IMAGES)} does not hold.")
             captions[name][text] = None
-    return [Sample(name, picture, {"": list(captions[name])}) for name, picture in pictures.items()]
+    besides = dict(_besides(_file(split, SAMPLES)))
+    return [_sample(name, picture, list(captions[name]), besides.get(name, {})) for name, picture in pictures.items()]
+
+
+def _sample(name: str, picture: Base64Line, captions: list[str], facts: dict[str, Any]) -> Sample:
+    texts = {"": captions} | ({"syn": facts["syn_text"]} if facts.get("syn_text") else {})
+    return Sample(facts.get(OWN_ID) or name, picture, texts, facts.get("label"), facts.get("group"))
 
 
 def _file(split: Path, ending: str) -> Path:
@@ -67,6 +83,11 @@ def _file(split: Path, ending: str) -> Path:
 
 def _split_names(folder: Path) -> Iterator[str]:
     return (file.name.removesuffix(IMAGES) for file in folder.glob(f"?*{IMAGES}"))
+
+
+def _lmdb_splits(folder: Path) -> list[Path]:
+    inside = folder if folder.name == "lmdb" else folder / "lmdb"
+    return sorted(path for path in inside.glob("*") if is_lmdb(path))
 
 
 def _whole(split: Path) -> Path:
@@ -82,14 +103,6 @@ def _whole(split: Path) -> Path:
 
 def _begun(split: Path) -> bool:
     return any(_file(split, ending).is_file() for ending in (IMAGES, TEXTS))
-
-
-def _only_lmdb(path: Path) -> DataError:
-    split = path.parent.parent / path.name if path.parent.name == "lmdb" else path
-    return DataError(
-        f"{path}: found an LMDB folder without the files that it was made from. Put {_file(split, IMAGES)} and "
-        f"{_file(split, TEXTS)} back. LMDB itself is not read: its texts are pickled, and a pickle can run code."
-    )
 
 
 def _pictures(path: Path) -> Iterator[tuple[str, Base64Line]]:
@@ -128,11 +141,38 @@ def _texts(path: Path) -> Iterator[tuple[str, str, list[str]]]:
                 yield where, row["text"], [str(name) for name in row["image_ids"]]
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
+def _besides(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield image ids and what else is said of these pictures, if the file is there."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                row = _json(line, f"{path}:{number}")
+                if not isinstance(row, dict) or "image_id" not in row or not _is_told(row):
+                    found = line[:60].decode("utf-8", "replace").strip()
+                    raise DataError(
+                        f'{path}:{number}: found {found}, expected {{"image_id": 1}} with texts under {OWN_ID}, '
+                        "label and group, and a list of them under syn_text"
+                    )
+                yield str(row["image_id"]), row
+
+
+def _is_told(row: dict[str, Any]) -> bool:
+    words = [row[name] for name in (OWN_ID, "label", "group") if name in row]
+    made = row.get("syn_text", [])
+    return isinstance(made, list) and all(isinstance(word, str) for word in (*words, *made))
+
+
+def _json(line: bytes, where: str) -> Any:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{where}: not JSON in UTF-8 ({error}); expected one object per line") from error
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    row = _json(line, where)
     if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not isinstance(row.get("image_ids"), list):
         found = line[:60].decode("utf-8", "replace").strip()
         raise DataError(f'{where}: found {found}, expected {{"text_id": 1, "text": "...", "image_ids": [1, 2]}}')

@@ -7,11 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from clipdistill.data.samples import Base64Line, Picture, Sample, TarMember
+from clipdistill.data.remote import Remote
+from clipdistill.data.samples import Picture, Sample, TarMember
 from clipdistill.errors import DataError
 
 
@@ -27,6 +29,14 @@ class Samples:
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
+
+    @cached_property
+    def blocks(self) -> list[int] | None:
+        """How many samples in a row lie in the same tar, if tars have to be fetched for their pictures; else None."""
+        tars = [sample.image.path if isinstance(sample.image, TarMember) else None for sample in self.samples]
+        if not any(isinstance(tar, Remote) for tar in tars):
+            return None
+        return [len(list(same)) for _, same in groupby(tars)]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -61,10 +71,10 @@ def _size(picture: Picture | None) -> int:
         return 0
     if isinstance(picture, np.ndarray):
         return picture.nbytes
-    if isinstance(picture, (Base64Line, TarMember)):
-        return picture.size
-    if not isinstance(picture, Path):
+    if isinstance(picture, bytes):
         return len(picture)
+    if not isinstance(picture, Path):
+        return picture.size
     try:
         return picture.stat().st_size
     except OSError:

@@ -1,5 +1,8 @@
 """Where everything is in a tar: read once, kept beside it as ``NAME.tar.index.json``, made again when the tar changes.
 
+Of a tar elsewhere it is kept in the cache, with a copy of the texts as ``NAME.tar.texts``: what its samples are is then
+known without the tar.
+
 Pictures are passed over by their headers. Texts are small and lie next to their headers, so they are read as well:
 what is wrong with them is said at once, and the fingerprint of a source costs nothing later.
 """
@@ -14,7 +17,7 @@ import re
 import tarfile
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipdistill.data.images import IMAGE_SUFFIXES
+from clipdistill.data.remote import Remote
 from clipdistill.errors import DataError
 from clipdistill.progress import console, progress
 
@@ -44,15 +48,17 @@ class Shard:
 
     ``places`` maps an ending to ``int64 [N, 2]``: where the member of each of the ``N`` keys begins and how many bytes
     it has, -1 for a sample without it. ``fields`` are the keys met in JSON files, ``others`` the endings that mean
-    nothing here, ``digest`` changes with keys, sizes and texts.
+    nothing here, ``digest`` changes with keys, sizes and texts. ``copied`` is the file that the places of texts are
+    in, if it is not the tar.
     """
 
-    path: Path
+    path: Path | Remote
     keys: list[str]
     places: dict[str, NDArray[np.int64]]
     fields: list[str]
     others: list[str]
     digest: str
+    copied: Path | None = None
 
     def place(self, ending: str, row: int) -> tuple[int, int] | None:
         """Where a sample's member with this ending is, or None if it has none."""
@@ -67,7 +73,7 @@ class Shard:
         if not found:
             return {}
         try:
-            with self.path.open("rb") as file:
+            with (self.copied or self.path).open("rb") as file:
                 return {ending: _value(_bytes(file, *place), ending) for ending, place in found.items()}
         except (OSError, ValueError) as error:
             raise DataError(
@@ -76,8 +82,8 @@ class Shard:
             ) from error
 
 
-def index_shards(paths: Sequence[Path]) -> list[Shard]:
-    """Return what is where in each tar, from its index or by reading it through.
+def index_shards(paths: Sequence[Path | Remote]) -> list[Shard]:
+    """Return what is where in each tar, from its index or by reading it through; those elsewhere are fetched for it.
 
     An index is kept beside the tar, else in the user's cache, else in memory alone, which is said. Raises
     :class:`DataError` for what is not a whole, uncompressed tar, naming file and offset.
@@ -85,10 +91,10 @@ def index_shards(paths: Sequence[Path]) -> list[Shard]:
     known = {path: shard for path in paths if (shard := _load(path)) is not None}
     missing = [path for path in paths if path not in known]
     if missing:
-        lost: list[Path] = []
+        lost: list[Path | Remote] = []
         with progress("index shards", len(missing), "shards") as advance:
             for number, path in enumerate(missing, 1):
-                known[path], kept = _build(path)
+                known[path], kept = _build_elsewhere(path) if isinstance(path, Remote) else _build(path)
                 lost += [] if kept else [path]
                 advance(number, "")
         if lost:
@@ -100,18 +106,23 @@ def index_shards(paths: Sequence[Path]) -> list[Shard]:
     return [known[path] for path in paths]
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + ".index.json")
+def _beside(path: Path | Remote, ending: str = "index.json") -> Path:
+    copy = path.cached if isinstance(path, Remote) else path
+    return copy.with_name(f"{copy.name}.{ending}")
 
 
-def _cache(path: Path) -> Path:
+def _cache(path: Path | Remote) -> Path:
+    if isinstance(path, Remote):
+        return _beside(path)
     home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     name = hashlib.blake2b(os.path.realpath(path).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return Path(home) / "clipdistill" / "shards" / f"{name}.index.json"
 
 
-def _state(path: Path) -> list[int]:
-    """What tells that a tar is the one that was indexed."""
+def _state(path: Path | Remote) -> list[int]:
+    """What tells that a tar is the one that was indexed; of one elsewhere its mark does, a part of the index's name."""
+    if isinstance(path, Remote):
+        return [_VERSION]
     try:
         found = path.stat()
     except OSError as error:
@@ -119,18 +130,23 @@ def _state(path: Path) -> list[int]:
     return [_VERSION, found.st_size, found.st_mtime_ns]
 
 
-def _load(path: Path) -> Shard | None:
+def _load(path: Path | Remote) -> Shard | None:
     """Read the index of a tar, or None if there is none that fits it."""
     state = _state(path)
     for index in (_beside(path), _cache(path)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             stored = json.loads(index.read_text(encoding="utf-8"))
-            if stored["state"] == state:
-                return _from_record(path, stored, state[1])
+            if stored["state"][: len(state)] == state:
+                return _from_record(path, stored)
     return None
 
 
-def _from_record(path: Path, stored: dict[str, Any], size: int) -> Shard:
+def _from_record(path: Path | Remote, stored: dict[str, Any]) -> Shard:
+    size, copied = stored["state"][1], None
+    if isinstance(path, Remote):
+        path, copied = replace(path, size=size, content=stored["state"][3]), _beside(path, "texts")
+        if copied.stat().st_size != stored["state"][2]:
+            raise ValueError("the texts are not whole")
     keys = [str(key) for key in stored["keys"]]
     places = {
         str(ending): np.array(numbers, dtype=np.int64).reshape(len(keys), 2)
@@ -138,13 +154,43 @@ def _from_record(path: Path, stored: dict[str, Any], size: int) -> Shard:
     }
     if any(((table < -1) | (table > size)).any() for table in places.values()):
         raise ValueError("members outside the tar")
-    return Shard(path, keys, places, list(stored["fields"]), list(stored["others"]), str(stored["digest"]))
+    return Shard(path, keys, places, list(stored["fields"]), list(stored["others"]), str(stored["digest"]), copied)
 
 
 def _build(path: Path) -> tuple[Shard, bool]:
     """Index a tar; the second value says whether the index was kept."""
     state = _state(path)  # before reading: a tar that is still growing is read again next time
     shard = _read(path, state[1])
+    text = _record(shard, state)
+    return shard, any(_keep(index, text) for index in (_beside(path), _cache(path)))
+
+
+def _build_elsewhere(path: Remote) -> tuple[Shard, bool]:
+    """Fetch a tar, index it and copy its texts, unless another process has done so by now."""
+    if indexed := _load(path):
+        return indexed, True
+    copied = _beside(path, "texts")
+    beside = copied.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        known = path.known()
+        with beside.open("wb") as texts:
+            shard = _read(known, known.size or 0, texts)
+            state = [_VERSION, known.size, texts.tell(), known.content]
+        beside.replace(copied)
+    except DataError:
+        path.forget()  # cut off on the way without a word: fetched again next time
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{path}: its captions cannot be kept in {copied.parent} ({error}). Make room there."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return replace(shard, copied=copied), _keep(_beside(path), _record(shard, state))
+
+
+def _record(shard: Shard, state: Sequence[int | str | None]) -> str:
     record = {
         "state": state,
         "digest": shard.digest,
@@ -153,8 +199,7 @@ def _build(path: Path) -> tuple[Shard, bool]:
         "keys": shard.keys,
         "places": {ending: table.ravel().tolist() for ending, table in shard.places.items()},
     }
-    text = json.dumps(record, separators=(",", ":"))
-    return shard, any(_keep(index, text) for index in (_beside(path), _cache(path)))
+    return json.dumps(record, separators=(",", ":"))
 
 
 def _keep(index: Path, text: str) -> bool:
@@ -171,7 +216,8 @@ def _keep(index: Path, text: str) -> bool:
     return True
 
 
-def _read(path: Path, total: int) -> Shard:
+def _read(path: Path | Remote, total: int, copy: IO[bytes] | None = None) -> Shard:
+    """Read a tar of ``total`` bytes through; texts are written to ``copy``, if there is one, and found there."""
     rows: dict[str, int] = {}
     found: dict[str, dict[int, tuple[int, int]]] = {}
     fields: dict[str, None] = {}
@@ -189,11 +235,13 @@ def _read(path: Path, total: int) -> Shard:
         if row in found.setdefault(ending, {}):
             first = found[ending][row][0]
             raise DataError(f"{path}: {name} at byte {start} is there already at byte {first}; keep one of them")
-        found[ending][row] = (start, size)
+        found[ending][row] = (copy.tell() if copy and ending in TEXTS else start, size)
         digest.update(json.dumps([key, ending, size]).encode())
         if ending in TEXTS:
             data = _bytes(file, start, size)
             digest.update(data)
+            if copy:
+                copy.write(data)
             fields.update(dict.fromkeys(_look(data, ending, f"{path}: {name} at byte {start}")))
     places = {ending: _table(members, len(rows)) for ending, members in found.items()}
     return Shard(path, list(rows), places, list(fields), sorted(others), digest.hexdigest())
@@ -205,13 +253,10 @@ def _table(members: dict[int, tuple[int, int]], count: int) -> NDArray[np.int64]
     return table
 
 
-def _members(path: Path, total: int) -> Iterator[tuple[IO[bytes], str, int, int]]:
+def _members(path: Path | Remote, total: int) -> Iterator[tuple[IO[bytes], str, int, int]]:
     """Yield the open file, and name, start and size of each regular file in a tar; links and folders are none."""
-    try:
-        tar: Any = tarfile.open(path, "r:")  # noqa: SIM115  closed below
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise _no_tar(path, error) from error
-    with tar:
+    with _opened(path) as file:
+        tar = _tar(file, path)
         tar.offset, tar.firstmember = 0, None
         while found := _plain(tar.fileobj, tar.offset) or _any(tar, path):
             name, start, size = found
@@ -223,6 +268,20 @@ def _members(path: Path, total: int) -> Iterator[tuple[IO[bytes], str, int, int]
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise _cut(path, "at the header", tar.offset)
+
+
+def _opened(path: Path | Remote) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _tar(file: IO[bytes], path: Path | Remote) -> Any:
+    try:
+        return tarfile.open(fileobj=file, mode="r:")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise _no_tar(file, path, error) from error
 
 
 def _plain(file: IO[bytes], offset: int) -> tuple[str, int, int] | None:
@@ -256,7 +315,7 @@ def _size(header: bytes) -> int | None:
     return int(found[1], 8)
 
 
-def _any(tar: Any, path: Path) -> tuple[str, int, int] | None:
+def _any(tar: Any, path: Path | Remote) -> tuple[str, int, int] | None:
     """Read the next regular file with the library, whatever its header is like; None at the end."""
     tar.fileobj.seek(tar.offset)
     while True:
@@ -273,18 +332,18 @@ def _any(tar: Any, path: Path) -> tuple[str, int, int] | None:
             return member.name, member.offset_data, member.size
 
 
-def _cut(path: Path, place: str, offset: int) -> DataError:
+def _cut(path: Path | Remote, place: str, offset: int) -> DataError:
     return DataError(
         f"{path}: damaged or cut off {place} at byte {offset}. Write or download the shard again, or leave it out "
         "by naming the others."
     )
 
 
-def _no_tar(path: Path, error: Exception) -> DataError:
+def _no_tar(file: IO[bytes], path: Path | Remote, error: Exception) -> DataError:
     if isinstance(error, OSError) and error.strerror:
         return DataError(f"{path}: {error.strerror.lower()}")
-    with path.open("rb") as file:
-        begin = file.read(8)
+    file.seek(0)
+    begin = file.read(8)
     kind = next((name for magic, name in _COMPRESSED.items() if begin.startswith(magic)), None)
     if kind:
         return DataError(

@@ -1,38 +1,33 @@
-"""Which tars a data URI names: ``00000.tar``, ``{00000..00099}.tar``, ``a.tar::b.tar``, ``*.tar``, a folder of tars."""
+"""Which tars a data URI names: ``00000.tar``, ``{00000..00099}.tar``, ``a.tar::b.tar``, ``*.tar``, a folder of tars.
+
+Names may also be URLs, ``s3://bucket/{00000..00099}.tar``, and commands, ``pipe:aws s3 cp s3://bucket/00000.tar -``.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path, PurePosixPath
 
 from clipdistill.data.images import IMAGE_SUFFIXES
+from clipdistill.data.remote import Remote, is_remote, look_up, matches
 from clipdistill.data.sources.folder import METADATA
 from clipdistill.errors import DataError
 
-_REMOTE = re.compile(r"(?:https?|ftp|s3|gs|gcs|hf|hdfs|az|abfss?|oss|ais|pipe):")
 _COMPRESSED = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def refuse_remote(uri: str) -> None:
-    """Raise :class:`DataError` for data that would have to be fetched; a file of that very name is none."""
-    for piece in uri.split("::"):
-        if (found := _REMOTE.match(piece)) and not Path(piece).exists():
-            raise DataError(
-                f"{uri}: unknown kind of data '{found[0]}'. Nothing is fetched over the network: download the shards "
-                "first, and name the files."
-            )
-
-
-def find_shards(name: str) -> list[Path] | None:
+def find_shards(name: str) -> list[Path] | list[Path | Remote] | None:
     """Return the tars that ``name`` means, in order, or None if it means something else.
 
     Raises :class:`DataError` for a shard that is not there, and for compressed ones.
     """
+    if is_remote(name):
+        return _elsewhere(name)
     several = "::" in name
     if not several and Path(name).is_dir():
         return _in_folder(Path(name))
@@ -40,17 +35,39 @@ def find_shards(name: str) -> list[Path] | None:
         if _COMPRESSED.search(name):
             raise DataError(f"{name}: found a compressed tar, expected a plain one. Decompress it first.")
         return [Path(name)] if name.lower().endswith(".tar") else None
-    pieces = [path for piece in name.split("::") for path in _expand(piece)]
+    pieces = [path for piece in name.split("::") for path in expand(piece)]
     if pieces == [name]:
         return None  # there is no such file: not a matter of shards
-    missing = [path for path in pieces if not Path(path).is_file()]
+    _check_files(pieces, name, len(pieces))
+    return [Path(path) for path in pieces]
+
+
+def _check_files(paths: Sequence[str], name: str, count: int) -> None:
+    """Raise :class:`DataError` for files that are not there or no tars, of ``count`` that ``name`` means."""
+    missing = [path for path in paths if not Path(path).is_file()]
     if missing:
         few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise DataError(f"{name}: {len(missing)} of {len(pieces)} shards are not there: {few}")
-    others = [path for path in pieces if not path.lower().endswith(".tar")]
+        raise DataError(f"{name}: {len(missing)} of {count} shards are not there: {few}")
+    others = [path for path in paths if not path.lower().endswith(".tar")]
     if others:
         raise DataError(f"{name}: only plain .tar files can be named together, found {others[0]}")
-    return [Path(path) for path in pieces]
+
+
+def _elsewhere(name: str) -> list[Path | Remote]:
+    """Shards that have to be fetched, all or some of them, after a look at what is there."""
+    pieces = [path for piece in name.split("::") for path in expand(piece)]
+    far = [path for path in pieces if is_remote(path)]
+    for url in far:
+        name_there = Remote(url).place.name
+        if not url.startswith("pipe:") and not name_there.lower().endswith(".tar"):
+            found = "a compressed tar" if _COMPRESSED.search(name_there) else name_there or "no name"
+            raise DataError(
+                f"{url}: found {found}, expected plain .tar files. Of data elsewhere only shards can be opened: "
+                f"name them, such as s3://bucket/{{00000..00099}}.tar or s3://bucket/*.tar, or download the data first."
+            )
+    _check_files([path for path in pieces if not is_remote(path)], name, len(pieces))
+    remotes = iter(look_up(far))
+    return [next(remotes) if is_remote(path) else Path(path) for path in pieces]
 
 
 def _in_folder(root: Path) -> list[Path] | None:
@@ -70,14 +87,14 @@ def _has_pictures(root: Path) -> bool:
     )
 
 
-def _expand(piece: str) -> Iterator[str]:
+def expand(piece: str) -> Iterator[str]:
     """Write out braces as a shell does, then stars; a star that nothing matches is an error."""
     parts = _BRACES.split(piece)
     choices = [_choices(part) if place % 2 else [part] for place, part in enumerate(parts)]
     for written in map("".join, product(*choices)):
-        if "*" not in written:
+        if "*" not in written or written.startswith("pipe:"):
             yield written
-        elif not (found := _matches(Path(written))):
+        elif not (found := matches(written) if is_remote(written) else _matches(Path(written))):
             raise DataError(f"{written}: no file has such a name")
         else:
             yield from found

@@ -21,6 +21,8 @@ CAPTION_COLUMNS = ("text", "caption", "title", "captions")
 _OPEN_CLIP = ("filepath", "title")  # a CSV or TSV with both is read as open_clip reads it
 #: Chosen as a column, it leaves the pictures or the captions of a source aside.
 NONE = "none"
+#: The column, or key of JSON, that gives a sample's id where data were converted to a format that names them otherwise.
+OWN_ID = "clipdistill_id"
 _SEPARATORS = {"tab": "\t", "comma": ","}
 
 
@@ -53,6 +55,7 @@ class _Entry:
     texts: dict[str, dict[str, None]] = field(default_factory=dict)
     label: str | None = None
     group: str | None = None
+    id: str | None = None
 
 
 def read_table(path: Path, columns: Columns) -> list[Sample]:
@@ -146,7 +149,8 @@ def _read_parquet(path: Path, columns: Columns) -> Table:
     try:
         names = parquet.read_schema(path).names
         wanted = _choose(Table(path, names, []), columns)
-        chosen = [name for name in (wanted.image, wanted.caption, wanted.synthetic, wanted.label, wanted.group) if name]
+        roles = (wanted.image, wanted.caption, wanted.synthetic, wanted.label, wanted.group, OWN_ID)
+        chosen = [name for name in roles if name in names]
         rows = parquet.read_table(path, columns=chosen).to_pylist()
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a parquet file that can be read ({error})") from error
@@ -219,8 +223,9 @@ def _words(table: Table, columns: Columns) -> Iterator[Sample]:
     """Make each row a sample of words alone."""
     for line, row in table.rows:
         where = f"{table.path}:{line}"
-        label, group = (_agree(None, _value(row, name), "", "", where) for name in (columns.label, columns.group))
-        yield Sample(str(line), None, _texts(row, columns, where), label, group)
+        names = (columns.label, columns.group, OWN_ID)
+        label, group, own = (_agree(None, _value(row, name), "", "", where) for name in names)
+        yield Sample(own or str(line), None, _texts(row, columns, where), label, group)
 
 
 def _texts(row: Mapping[str, Any], columns: Columns, where: str) -> dict[str, list[str]]:
@@ -248,9 +253,10 @@ def _samples(table: Table, columns: Columns) -> Iterator[Sample]:
             entry.texts.setdefault(view, {}).update(dict.fromkeys(captions))
         entry.label = _agree(entry.label, _value(row, columns.label), "label", name, where)
         entry.group = _agree(entry.group, _value(row, columns.group), "group", name, where)
+        entry.id = _agree(entry.id, _value(row, OWN_ID), OWN_ID, name, where)
     for name, entry in entries.items():
         texts = {view: list(captions) for view, captions in entry.texts.items()}
-        yield Sample(name, entry.image, texts, entry.label, entry.group)
+        yield Sample(entry.id or name, entry.image, texts, entry.label, entry.group)
 
 
 def _value(row: Mapping[str, Any], column: str | None) -> Any:

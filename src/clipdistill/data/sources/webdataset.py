@@ -20,12 +20,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from clipdistill.data.remote import Remote, warn_if_small
 from clipdistill.data.samples import Sample, TarMember
 from clipdistill.data.sources.shard_index import IMAGES, Shard, index_shards
-from clipdistill.data.sources.tables import NONE, Columns
+from clipdistill.data.sources.tables import NONE, OWN_ID, Columns
 from clipdistill.errors import DataError, did_you_mean
 
 
@@ -62,7 +63,16 @@ class Shards:
         image = None if self.columns.image == NONE else _picture(shard, row)
         label = _one(facts, self.columns.label, "label", told.get("cls"))
         group = _one(facts, self.columns.group, "group", None)
-        return Sample(self.prefixes[number] + shard.keys[row], image, self._texts(told, facts, where), label, group)
+        name = self.prefixes[number] + str(facts.get(OWN_ID) or shard.keys[row])
+        return Sample(name, image, self._texts(told, facts, where), label, group)
+
+    def id_of(self, index: int) -> str:
+        """The id of a sample, in most shards without reading it."""
+        number = bisect_right(self._ends, index)
+        shard = self.shards[number]
+        if OWN_ID in shard.fields:
+            return self[index].id
+        return self.prefixes[number] + shard.keys[index - self._ends[number] + len(shard.keys)]
 
     def _texts(self, told: Mapping[str, Any], facts: Mapping[str, Any], where: str) -> dict[str, list[str]]:
         columns = self.columns
@@ -74,6 +84,12 @@ class Shards:
             found["syn"] = made
         return found
 
+    @property
+    def blocks(self) -> list[int] | None:
+        """How many samples lie in each shard, if shards have to be fetched for their pictures; else None."""
+        far = self.columns.image != NONE and any(isinstance(shard.path, Remote) for shard in self.shards)
+        return [len(shard.keys) for shard in self.shards] if far else None
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of keys, member sizes, the contents of texts, and the columns chosen: 32 hexadecimal digits."""
@@ -81,7 +97,7 @@ class Shards:
         return hashlib.blake2b(json.dumps(record).encode(), digest_size=16).hexdigest()
 
 
-def open_shards(paths: Sequence[Path], columns: Columns, uri: str) -> Shards:
+def open_shards(paths: Sequence[Path | Remote], columns: Columns, uri: str) -> Shards:
     """Open shards as one source; each is read through once, and indexed, when it is first opened.
 
     Captions are those of ``.txt``, one per line, else ``caption`` of ``.json``; synthetic ones ``syn_text`` of
@@ -89,7 +105,7 @@ def open_shards(paths: Sequence[Path], columns: Columns, uri: str) -> Shards:
     of the JSON. An id is the sample's key, after the shard's name where keys come again in another shard.
     Raises :class:`DataError` for a damaged or compressed tar, naming file and offset, and for keys nobody has.
     """
-    twice = [str(path) for path, count in Counter(os.path.realpath(path) for path in paths).items() if count > 1]
+    twice = [path for path, count in Counter(map(_identity, paths)).items() if count > 1]
     if twice:
         raise DataError(f"{uri}: {twice[0]} is named twice")
     shards = index_shards(paths)
@@ -98,7 +114,14 @@ def open_shards(paths: Sequence[Path], columns: Columns, uri: str) -> Shards:
     _check_columns(shards, columns, uri)
     views = _views(shards, columns)
     _check_sides(shards, columns, views, uri)
-    return Shards(uri, shards, columns, _prefixes(shards), views)
+    source = Shards(uri, shards, columns, _prefixes(shards), views)
+    if source.blocks:
+        warn_if_small([shard.path for shard in shards if isinstance(shard.path, Remote)])
+    return source
+
+
+def _identity(path: Path | Remote) -> str:
+    return str(path) if isinstance(path, Remote) else os.path.realpath(path)
 
 
 def _count(n: int, noun: str) -> str:
@@ -149,8 +172,15 @@ def _prefixes(shards: Sequence[Shard]) -> list[str]:
     keys.update(*(shard.keys for shard in shards))
     if len(keys) == sum(len(shard.keys) for shard in shards):
         return [""] * len(shards)
-    base = os.path.commonpath([shard.path.absolute().parent for shard in shards])
-    return [Path(os.path.relpath(shard.path, base)).with_suffix("").as_posix() + "/" for shard in shards]
+    names: list[PurePath] = [_place(shard.path).with_suffix("") for shard in shards]
+    if len(set(names)) < len(names):  # URLs that differ in their query
+        names = [PurePath("/", str(shard.path)) for shard in shards]
+    base = os.path.commonpath([name.parent for name in names])
+    return [PurePath(os.path.relpath(name, base)).as_posix() + "/" for name in names]
+
+
+def _place(path: Path | Remote) -> PurePath:
+    return path.place if isinstance(path, Remote) else path.absolute()
 
 
 def _picture(shard: Shard, row: int) -> TarMember | None:
@@ -172,9 +202,9 @@ def _facts(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _captions(text: str | None, facts: Mapping[str, Any], where: str) -> list[str]:
-    """One caption per line, as CLIP_benchmark reads them; img2dataset repeats in its JSON a caption that has lines."""
+    """One caption per line, as CLIP_benchmark reads them; JSON that repeats them tells where each begins and ends."""
     known = facts.get("caption")
-    if text is None:
+    if text is None or (isinstance(known, list) and "\n".join(map(str, known)) == text):
         return _listed(facts, "caption", where)
     whole = isinstance(known, str) and known.strip() == text.strip()
     lines = [text] if whole else text.splitlines()

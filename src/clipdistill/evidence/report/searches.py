@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipdistill.evaluation.metrics import Indices, best_ranks, unit
-from clipdistill.evaluation.retrieval import matches, pictures_of_texts, texts_of_pictures
+from clipdistill.evaluation.retrieval import matches, texts_of_pictures
 
 if TYPE_CHECKING:
     from clipdistill.evaluation.evaluate import Evaluation
@@ -80,8 +80,7 @@ def searches(found: Evaluation) -> dict[str, Search]:
     gallery = found.galleries.get("retrieval")
     if gallery and found.texts is not None and len(found.texts):
         images, texts = unit(gallery.images), unit(found.texts, "captions")
-        told = gallery.told
-        pictures = pictures_of_texts([owner for owner, _ in told], gallery.same, [text for _, text in told])
+        pictures = gallery.questions[1]
         result["text_to_image"] = Search(texts, images, pictures)
         result["image_to_text"] = Search(images, texts, texts_of_pictures(pictures, len(images)))
     if gallery := found.galleries.get("image_retrieval"):

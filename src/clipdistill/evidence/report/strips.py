@@ -90,7 +90,7 @@ def strips(
     gallery = evaluations[models[0]].galleries[task]
     samples = gallery.samples
     models = [number for number in models if _same(evaluations[number].galleries[task].samples, samples)]
-    told = gallery.told
+    asked = gallery.questions[0] if way == "text_to_image" else []
     queries = []
     for query in choose([found[number][way] for number in models], max(1, min(_QUERIES, _STRIPS // len(models)))):
         answers = [
@@ -101,7 +101,7 @@ def strips(
         if way == "image_to_image":
             queries.append(Query(answers, picture=_asked(samples[query], album)))
         else:
-            queries.append(Query(answers, caption=told[query][1]))
+            queries.append(Query(answers, caption=asked[query]))
     return queries
 
 

@@ -1,0 +1,1 @@
+"""What data are converted to: one file per format, each writing what ``clipdistill.data.sources`` reads back."""
