@@ -22,7 +22,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 @contextmanager
 def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Show the progress of ``total`` units, of which ``done`` were done before; yields the function to tell it."""
-    if console.is_terminal:
+    if console.quiet:
+        yield lambda now, note: None
+    elif console.is_terminal:
         with _bar(label, total, unit, done) as advance:
             yield advance
     else:

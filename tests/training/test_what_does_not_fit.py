@@ -127,12 +127,6 @@ def test_what_does_not_fit_in_a_later_stage_is_found_first_and_can_be_repaired(t
     assert [len(losses(folder / f"stage-{n}")) for n in (1, 2, 3)] == [2, 3, 4]
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="trains in one process, and this is one of 2"):
-        distill(tiny_run(tmp_path / "run"))
-
-
 def test_unpaired_captions_afford_no_synthetic_ones(tmp_path: Path, teacher: Path) -> None:
     words = tmp_path / "words.txt"
     words.write_text("\n".join(f"sentence {n}" for n in range(30)))

@@ -58,10 +58,13 @@ def chinese_clip(
 def _distill(file: str | None, overrides: list[str], resume: bool) -> None:
     from clipdistill.config import load_run
     from clipdistill.evidence.finish import evaluate_run
+    from clipdistill.training.ranks import is_main
     from clipdistill.training.stages import distill as train
 
     config = load_run(file, overrides)
     run = train(config, resume)
+    if not is_main():
+        return
     console.print(f"student: {run.student}", markup=False)
     report = evaluate_run(config)
     if report is not None:

@@ -47,11 +47,16 @@ class Banks:
         groups = torch.from_numpy(self.duplicates[batch.positions]).to(batch.groups.device)
         return torch.cat([batch.groups, groups[:, None]], dim=1)
 
-    def rows(self, batch: Batch, number: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The rows of every bank for batch ``number`` of the run, and the keys of those of ``@bank``, ``[N, K]``."""
+    def rows(
+        self, batch: Batch, number: int, positions: Sequence[int] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The rows of every bank for batch ``number`` of the run, and the keys of those of ``@bank``, ``[N, K]``.
+
+        ``positions`` are those of the whole batch, where ``batch`` is one process's share of it.
+        """
         if self.bank is None:
             return self.fixed, None
-        places = self.bank.pick(number, batch.positions)
+        places = self.bank.pick(number, batch.positions if positions is None else positions)
         if any(node.side == "T" for node in self.stored):  # a picture without a caption has no text row
             places = places[[bool(self.source[int(place)].captions) for place in places]]
         samples = [self.source[int(place)] for place in places]

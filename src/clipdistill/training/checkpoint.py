@@ -26,17 +26,25 @@ from clipdistill.progress import console
 MANIFEST = "manifest.json"
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], optimiser: Any, keep: int) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    optimiser: Any,
+    random: list[Tensor],
+    keep: int,
+) -> Path:
     """Write the checkpoint of ``step`` whole or not at all, then remove all but the newest ``keep``.
 
-    ``tensors`` maps a part (``student``, ``graph``, ``ema``, ``pruning``) to its state.
+    ``tensors`` maps a part (``student``, ``graph``, ``ema``, ``pruning``) to its state; ``random`` is torch's random
+    state in each process of the run.
     """
     target = folder / f"step-{step:08d}"
     fresh = folder / f".{target.name}.tmp"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         fresh.mkdir(parents=True)
-        _fill(fresh, step, tensors, optimiser)
+        _fill(fresh, step, tensors, optimiser, random)
     except Exception as error:  # a full disk shows itself in each library's own class
         shutil.rmtree(fresh, ignore_errors=True)
         raise TrainingError(
@@ -50,12 +58,14 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], o
     return target
 
 
-def _fill(fresh: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], optimiser: Any) -> None:
+def _fill(
+    fresh: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], optimiser: Any, random: list[Tensor]
+) -> None:
     for part, state in tensors.items():
         # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
         clones = {name: value.detach().contiguous().clone() for name, value in state.items()}
         save_file(clones, fresh / f"{part}.safetensors")
-    torch.save({"optimiser": optimiser, "random": torch.get_rng_state()}, fresh / "optimiser.pt")
+    torch.save({"optimiser": optimiser, "random": random}, fresh / "optimiser.pt")
     manifest = {"step": step, "checksums": {path.name: checksum(path) for path in sorted(fresh.iterdir())}}
     (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     flush(fresh)
@@ -80,8 +90,10 @@ def newest(folder: Path) -> Path | None:
     return whole
 
 
-def load(path: Path, parts: list[str], device: torch.device) -> tuple[int, dict[str, dict[str, Tensor]], Any]:
-    """Read a checkpoint: step, the state of each part, the optimiser's state; restores torch's random state.
+def load(
+    path: Path, parts: list[str], device: torch.device
+) -> tuple[int, dict[str, dict[str, Tensor]], Any, list[Tensor]]:
+    """Read a checkpoint: step, the state of each part, the optimiser's state, and the random state of each process.
 
     Raises:
         TrainingError: a part is missing, because the run was of another kind when it was written.
@@ -93,8 +105,7 @@ def load(path: Path, parts: list[str], device: torch.device) -> tuple[int, dict[
             raise TrainingError(f"the checkpoint {path} has no {file.name}: it was written by another configuration.")
         states[part] = load_file(file, device=str(device))
     rest = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
-    torch.set_rng_state(rest["random"])
-    return int(json.loads((path / MANIFEST).read_text())["step"]), states, rest["optimiser"]
+    return int(json.loads((path / MANIFEST).read_text())["step"]), states, rest["optimiser"], rest["random"]
 
 
 def _is_whole(path: Path) -> bool:

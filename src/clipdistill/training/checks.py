@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,15 +22,26 @@ from clipdistill.teachers.store import EmbeddingStore
 from clipdistill.teachers.stored import is_store
 from clipdistill.teachers.teacher import Teacher
 from clipdistill.training.opening import Opened
+from clipdistill.training.ranks import Ranks
 
 
-def check_one_process() -> None:
-    """Refuse to run as one of several processes: each would train a whole student into the same folder."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
+def check_ranks(config: RunConfig, ranks: Ranks) -> None:
+    """Refuse what several processes cannot do together.
+
+    Raises:
+        ConfigError: a batch has fewer rows than there are processes, or its rows are chosen by comparing all of them.
+    """
+    if ranks.world == 1:
+        return
+    if config.train.batch_size < ranks.world:
         raise ConfigError(
-            f"distill trains in one process, and this is one of {world} (WORLD_SIZE). Start it without torchrun; "
-            "clipdistill embed is the job that several processes share."
+            f"train.batch_size={config.train.batch_size} is the whole batch, and {ranks.world} processes are to share "
+            "it. Raise it, or start fewer."
+        )
+    if config.batches.select:
+        raise ConfigError(
+            f"batches.select={config.batches.select} compares all rows of a super-batch, which {ranks.world} processes "
+            "have in parts. Train in one process, or drop it."
         )
 
 

@@ -20,14 +20,16 @@ from clipdistill.algebra.term import MAX_SCALE
 from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch, load
 from clipdistill.data.block_order import fetch_ahead
+from clipdistill.data.samples import key64
 from clipdistill.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.models.device import choose_device, choose_precision
 from clipdistill.progress import console, progress
 from clipdistill.training import checkpoint, run_folder
-from clipdistill.training.checks import check_one_process, check_tasks
+from clipdistill.training.checks import check_ranks, check_tasks
 from clipdistill.training.preflight import count, preflight, raise_unless_finite
 from clipdistill.training.pruning import Pruning
+from clipdistill.training.ranks import Ranks, joined
 from clipdistill.training.run_folder import Log
 from clipdistill.training.schedule import factor
 from clipdistill.training.setup import Setup, prepare, train_mode
@@ -49,29 +51,36 @@ class State:
     step: int = 0
     ema: dict[str, Tensor] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    stopping: bool = False
 
 
 def distill(config: RunConfig, resume: bool = False) -> Run:
     """Train a student as configured, and write it to ``out/student``.
 
     With ``resume`` the run in ``out`` goes on from its newest whole checkpoint, with the same losses as if it had
-    never stopped (to the bit on a CPU).
+    never stopped (to the bit on a CPU). As one of several processes it does its share, see
+    :mod:`clipdistill.training.ranks`; a run may go on with another number of them.
 
     Raises:
         ClipdistillError: anything in the configuration, the data or the models does not fit; before step one
             nothing is written.
     """
-    check_one_process()
     if config.stages:
         raise ConfigError("this run has stages; train it with clipdistill.training.stages.distill.")
+    with joined() as ranks:
+        return _distill(config, resume, ranks)
+
+
+def _distill(config: RunConfig, resume: bool, ranks: Ranks) -> Run:
+    check_ranks(config, ranks)
     if resume:
         config = run_folder.check_same(config)
     else:
         config = run_folder.resolved(config)
         run_folder.check_new(config)
-    precision = choose_precision(choose_device(config.train.device), config.train.precision)
+    precision = ranks.same(choose_precision(choose_device(config.train.device), config.train.precision))
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
-    setup, tasks = prepare(config), Tasks.open(**config.evaluate.uris())
+    setup, tasks = prepare(config, ranks), Tasks.open(**config.evaluate.uris())
     check_tasks(setup.student, tasks)
     config, folder = setup.config, Path(config.out)
     marks = {teacher.letter: teacher.fingerprint for teacher in setup.teachers}
@@ -80,23 +89,32 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
     else:
         findings = preflight(setup, folder)
         console.print(str(findings), markup=False)
-        run_folder.create(config, run_folder.record(config, setup.fingerprint, marks, findings.facts))
+        ranks.wait()  # all have seen that the folder was empty
+        if ranks.main:
+            run_folder.create(config, run_folder.record(config, setup.fingerprint, marks, findings.facts))
     state = _start(setup, folder, resume)
     with _interruptible() as stop:
         _train(setup, folder, state, tasks, stop)
-    _finish(setup, folder, state)
+    if ranks.main:
+        _finish(setup, folder, state)
+    ranks.wait()
     return Run(folder, folder / run_folder.STUDENT, setup.plan.steps)
 
 
 def _start(setup: Setup, folder: Path, resume: bool) -> State:
     """Begin at step zero, or restore the newest whole checkpoint; cut the logs to match."""
-    torch.manual_seed(setup.config.seed)
+    ranks = setup.ranks
+    torch.manual_seed(key64(setup.config.seed, ranks.rank) if ranks.rank else setup.config.seed)
     with_ema = setup.config.train.ema is not None
     state = State(ema=_average_of(setup) if with_ema else None)
-    path = checkpoint.newest(folder / "checkpoints") if resume else None
+    path = ranks.same(checkpoint.newest(folder / "checkpoints") if resume and ranks.main else None)
     if path is not None:
         parts = ["student", "graph", *(["ema"] if with_ema else []), *(["pruning"] if setup.pruning else [])]
-        state.step, tensors, optimisers = checkpoint.load(path, parts, setup.device)
+        state.step, tensors, optimisers, random = checkpoint.load(path, parts, setup.device)
+        if ranks.rank < len(random):
+            torch.set_rng_state(random[ranks.rank])
+        else:  # there were fewer processes
+            torch.manual_seed(key64(setup.config.seed, ranks.rank, state.step))
         if setup.pruning is not None and setup.pruning.restore(tensors["pruning"], optimisers["pruning"]):
             setup.fold()
             state.ema = _average_of(setup) if with_ema else None
@@ -107,8 +125,10 @@ def _start(setup: Setup, folder: Path, resume: bool) -> State:
             for name, value in tensors["ema"].items():
                 state.ema[name].copy_(value)
         console.print(f"resuming after step {state.step} from {path}", markup=False)
-    for name in (run_folder.LOG, run_folder.SKIPPED):
-        Log(folder / name).cut(state.step)
+    if ranks.main:
+        for name in (run_folder.LOG, run_folder.SKIPPED):
+            Log(folder / name).cut(state.step)
+    ranks.wait()
     state.skipped = {entry["id"]: entry["reason"] for entry in run_folder.read_log(folder / run_folder.SKIPPED)}
     return state
 
@@ -123,37 +143,40 @@ def _train(setup: Setup, folder: Path, state: State, tasks: Tasks, stop: list[bo
     with progress("training", plan.steps, "steps", done=state.step) as advance:
         while state.step < plan.steps:
             started = time.monotonic()
-            losses, norm = _step(setup, state, streams, folder)
+            losses, norm = _step(setup, state, streams, folder, stop)
             spent += time.monotonic() - started
             state.step += 1
             if setup.pruning is not None and state.step == setup.pruning.at:
                 _fold(setup, setup.pruning, state)
             last = state.step == plan.steps
-            if state.step % log_every == 0 or last or state.step == 1:
+            if setup.ranks.main and (state.step % log_every == 0 or last or state.step == 1):
                 rate = (state.step - first) * plan.batch_size / spent
                 log.write(_entry(setup, state.step, losses, norm, rate))
             advance(state.step, f"loss {float(losses.total.detach()):.4f}")
-            if every and state.step % every == 0:
+            if setup.ranks.main and every and state.step % every == 0:
                 log.write({"step": state.step, "metrics": _metrics(setup, state, tasks)})
-            if state.step % save_every == 0 or last or stop[0]:
+            if state.step % save_every == 0 or last or state.stopping:
                 _save(setup, folder, state)
-            if stop[0] and not last:
+            if state.stopping and not last:
                 raise InterruptedRunError(
                     f"stopped after step {state.step} of {plan.steps}; a checkpoint is in {folder / 'checkpoints'}. "
                     "Go on with the same command and --resume."
                 )
 
 
-def _step(setup: Setup, state: State, streams: list[Iterator[Batch]], folder: Path) -> tuple[Losses, Tensor]:
+def _step(
+    setup: Setup, state: State, streams: list[Iterator[Batch]], folder: Path, stop: list[bool]
+) -> tuple[Losses, Tensor]:
     """One optimiser step on ``accumulate`` batches; returns the last batch's losses and the gradient norm."""
     train, plan = setup.config.train, setup.plan
     for turn in range(train.accumulate):
         batches = [next(stream) for stream in streams]
         for batch in batches:
-            _note_skipped(setup, state, batch, folder)
+            _agree(setup, state, batch, folder, stop)
         losses = setup.all_losses([batch.to(setup.device) for batch in batches], state.step * train.accumulate + turn)
         raise_unless_finite(losses, state.step + 1)
         (losses.total / train.accumulate).backward()  # type: ignore[no-untyped-call]
+    setup.ranks.average(setup.optimiser.parameters)
     norm = setup.optimiser.clip(train.clip_norm)
     if not torch.isfinite(norm):
         raise TrainingError(
@@ -163,6 +186,7 @@ def _step(setup: Setup, state: State, streams: list[Iterator[Batch]], folder: Pa
     warmup, decay = train.warmup.steps(plan), train.decay.steps(plan)
     setup.optimiser.step(factor(state.step, plan.steps, warmup, train.schedule, decay))
     if setup.pruning is not None and not setup.pruning.folded:
+        setup.ranks.average(setup.pruning.parameters)
         setup.pruning.step(state.step)
     _clamp(setup)
     if state.ema is not None and train.ema is not None:
@@ -201,7 +225,8 @@ def _streams(setup: Setup, step: int) -> list[Iterator[Batch]]:
     accumulate, workers = setup.config.train.accumulate, setup.config.train.workers
     start, stop = step * accumulate, setup.plan.steps * accumulate
     parts = [part.stream(start, stop, workers) for part in setup.unpaired]
-    return [load(setup.batches, fetch_ahead(setup.order.walk(start, stop), setup.source), workers), *parts]
+    walk = setup.ranks.shares(setup.order.walk(start, stop))
+    return [load(setup.batches, fetch_ahead(walk, setup.source), workers), *parts]
 
 
 @torch.no_grad()
@@ -212,19 +237,30 @@ def _clamp(setup: Setup) -> None:
         setup.student.log_scale.clamp_(0, math.log(MAX_SCALE))
 
 
-def _note_skipped(setup: Setup, state: State, batch: Batch, folder: Path) -> None:
-    """Record samples that could not be read; stop when there are more of them than allowed."""
-    for name, reason in batch.skipped:
-        if name not in state.skipped:
-            state.skipped[name] = reason
-            Log(folder / run_folder.SKIPPED).write({"step": state.step, "id": name, "reason": reason})
-            console.print(f"skipped {name}: {reason}", markup=False)
-    limit = setup.config.train.max_broken
-    if len(batch.ids) < 2:
+def _agree(setup: Setup, state: State, batch: Batch, folder: Path, stop: list[bool]) -> None:
+    """Tell the other processes what was read, and whether to stop: all go on, or none."""
+    ranks = setup.ranks
+    skipped, read, empty, stopping = ranks.added([len(batch.skipped), len(batch.ids), not batch.ids, stop[0]])
+    state.stopping = state.stopping or bool(stopping)
+    if skipped:
+        _note_skipped(setup, state, [entry for found in ranks.everyone(batch.skipped) for entry in found], folder)
+    if read < 2 or empty:
+        who = "fewer than two samples" if read < 2 else f"no sample in the share of {empty} processes"
         raise DataError(
-            f"fewer than two samples of the batch at step {state.step + 1} can be read; see "
+            f"{who} of the batch at step {state.step + 1} can be read; see "
             f"{folder / run_folder.SKIPPED}. Repair or remove them, or raise train.batch_size."
         )
+
+
+def _note_skipped(setup: Setup, state: State, skipped: list[tuple[str, str]], folder: Path) -> None:
+    """Record samples that could not be read; stop when there are more of them than allowed."""
+    for name, reason in skipped:
+        if name not in state.skipped:
+            state.skipped[name] = reason
+            if setup.ranks.main:
+                Log(folder / run_folder.SKIPPED).write({"step": state.step, "id": name, "reason": reason})
+            console.print(f"skipped {name}: {reason}", markup=False)
+    limit = setup.config.train.max_broken
     if len(state.skipped) > limit:
         raise DataError(
             f"{len(state.skipped)} samples of {setup.config.data} cannot be read, train.max_broken allows {limit}; "
@@ -260,8 +296,10 @@ def _save(setup: Setup, folder: Path, state: State) -> None:
     optimisers: dict[str, Any] = {"student": setup.optimiser.state_dict()}
     if setup.pruning is not None:
         tensors["pruning"], optimisers["pruning"] = setup.pruning.tensors(), setup.pruning.optimisers()
-    keep = setup.config.train.keep_checkpoints
-    checkpoint.save(folder / "checkpoints", state.step, tensors, optimisers, keep)
+    random = setup.ranks.everyone(torch.get_rng_state())
+    if setup.ranks.main:
+        keep = setup.config.train.keep_checkpoints
+        checkpoint.save(folder / "checkpoints", state.step, tensors, optimisers, random, keep)
 
 
 def _finish(setup: Setup, folder: Path, state: State) -> None:
@@ -310,7 +348,7 @@ def _average(ema: dict[str, Tensor], module: torch.nn.Module, keep: float) -> No
 
 @contextmanager
 def _interruptible() -> Iterator[list[bool]]:
-    """Turn the first Ctrl-C into a wish to stop after the step; the second one stops at once."""
+    """Turn the first Ctrl-C, or a scheduler's SIGTERM, into a wish to stop after the step; the second stops at once."""
     stop = [False]
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -320,11 +358,12 @@ def _interruptible() -> Iterator[list[bool]]:
         console.print("stopping after this step; press Ctrl-C again to stop at once")
 
     try:
-        before = signal.signal(signal.SIGINT, ask)
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # only the main thread may listen to signals
         yield stop
         return
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

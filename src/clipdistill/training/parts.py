@@ -27,6 +27,7 @@ from clipdistill.teachers.teacher import Teacher, inlet
 from clipdistill.training.banks import stored_rows
 from clipdistill.training.checks import check_stored
 from clipdistill.training.opening import Opened
+from clipdistill.training.ranks import Ranks
 
 SIDES = {"I": "pictures", "T": "captions"}
 
@@ -42,15 +43,16 @@ class Part:
     nodes: frozenset[Node]
     batches: Batches
     order: Ordering
+    ranks: Ranks
 
     def stream(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
         """Yield its batches number ``start`` to ``stop - 1``."""
-        return load(self.batches, fetch_ahead(self.order.walk(start, stop), self.source), workers)
+        return load(self.batches, fetch_ahead(self.ranks.shares(self.order.walk(start, stop)), self.source), workers)
 
     def first(self, device: torch.device) -> Batch:
         """Its first batch; raises DataError if fewer than two of its samples can be read."""
         batch = next(self.stream(0, 1, 0)).to(device)
-        if len(batch.ids) < 2:
+        if self.ranks.added([len(batch.ids)])[0] < 2 or not batch.ids:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in batch.skipped[:3])
             raise DataError(f"of the first samples of {self.source.uri}, fewer than 2 can be read ({reasons}).")
         return batch
@@ -94,6 +96,7 @@ def open_unpaired(
     teachers: Sequence[Teacher],
     views_of_run: Views | None,
     opened: Opened,
+    ranks: Ranks,
 ) -> Part:
     """Open a source of pictures alone or captions alone.
 
@@ -122,7 +125,7 @@ def open_unpaired(
         mine = teacher.inlet
         inlets[teacher.letter] = Inlet(mine.transform, None) if sides == "I" else Inlet(None, mine.tokenize, texts)
     batches = Batches(source, inlets, views_of_run, config.seed)
-    return Part(source, nodes, batches, random_order(source, config.train.batch_size, config.seed))
+    return Part(source, nodes, batches, random_order(source, config.train.batch_size, config.seed), ranks)
 
 
 def _affords(term: Term, side: str, views: set[str]) -> bool:

@@ -63,9 +63,9 @@ def preflight(setup: Setup, out: Path) -> Findings:
 
 def first_batch(setup: Setup) -> Batch:
     """Assemble the batch that training will begin with."""
-    epoch, rows = next(setup.order.walk(0, 1))
+    epoch, rows = next(setup.ranks.shares(setup.order.walk(0, 1)))
     batch = setup.batches.assemble(epoch, rows)
-    if len(batch.ids) < 2:
+    if setup.ranks.added([len(batch.ids)])[0] < 2 or not batch.ids:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in batch.skipped[:3])
         raise DataError(
             f"of the first {len(rows)} samples of {setup.config.data}, fewer than 2 can be read ({reasons})."

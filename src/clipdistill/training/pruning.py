@@ -48,6 +48,11 @@ class Pruning:
         self._hooks = attach(encoder, self.towers)
         self.folded = False
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns: masks and multipliers."""
+        return [p for optimiser in self._optimisers for group in optimiser.param_groups for p in group["params"]]
+
     def target(self, step: int) -> float:
         """Return the sparsity asked for at ``step`` (0-based)."""
         return self.config.sparsity * min(1.0, (step + 1) / max(1, self.warmup))

@@ -40,6 +40,7 @@ from clipdistill.training.opening import make_teachers, open_models, open_studen
 from clipdistill.training.optimisers import Optimiser
 from clipdistill.training.parts import Part, choose_order, open_unpaired
 from clipdistill.training.pruning import Pruning
+from clipdistill.training.ranks import Ranks
 from clipdistill.training.views import choose_views
 
 IMAGE, MASKED, TOLD = Node(STUDENT, "I"), Node(STUDENT, "I", "masked"), Node(STUDENT, "I", LOGITS)
@@ -64,6 +65,7 @@ class Setup:
     banks: Banks
     unpaired: list[Part] = field(default_factory=list)
     pruning: Pruning | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
     def fold(self) -> None:
         """Replace a student under masks by the smaller one that they leave, with a new optimiser."""
@@ -96,7 +98,8 @@ class Setup:
 
     def losses(self, batch: Batch, number: int = 0) -> Losses:
         """One forward pass over batch ``number`` of the run: student towers, teachers, banks, graph."""
-        banks, bank_keys = self.banks.rows(batch, number)
+        positions = [place for places in self.ranks.everyone(batch.positions) for place in places]
+        banks, bank_keys = self.banks.rows(batch, number, positions)
         keys = self.banks.keys(batch)
         return self._losses({**self.rows(batch), **banks}, batch, keys, bank_keys=bank_keys)
 
@@ -167,7 +170,7 @@ class Setup:
         return {node: matrix.float() for node, matrix in rows.items()}
 
 
-def prepare(config: RunConfig) -> Setup:
+def prepare(config: RunConfig, ranks: Ranks = Ranks()) -> Setup:  # noqa: B008 - frozen
     """Load data, teachers and student, and check that they give the recipe what it needs.
 
     The setup's ``config`` is the run with its views spelled out.
@@ -216,8 +219,11 @@ def prepare(config: RunConfig) -> Setup:
         device=device,
         autocast=autocast,
         banks=banks,
-        unpaired=[open_unpaired(uri, config, recipe, student, working, views, opened) for uri in config.unpaired],
+        unpaired=[
+            open_unpaired(uri, config, recipe, student, working, views, opened, ranks) for uri in config.unpaired
+        ],
         pruning=Pruning(student, config.prune, plan) if config.prune else None,
+        ranks=ranks,
     )
 
 

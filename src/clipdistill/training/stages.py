@@ -21,6 +21,7 @@ from clipdistill.progress import console
 from clipdistill.training import loop, run_folder
 from clipdistill.training.checks import check_bank, check_letters
 from clipdistill.training.loop import Run
+from clipdistill.training.ranks import Ranks, joined
 
 _LENGTHS = ("steps", "epochs", "samples")
 #: What a stage may say of a student that it does not make, and else takes over from the run.
@@ -37,7 +38,11 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
     """
     if not config.stages:
         return loop.distill(config, resume)
-    config = run_folder.resolved(config)
+    with joined() as ranks:
+        return _in_stages(run_folder.resolved(config), resume, ranks)
+
+
+def _in_stages(config: RunConfig, resume: bool, ranks: Ranks) -> Run:
     runs = stage_runs(config)
     if resume:
         run_folder.check_there(config)  # a stage that has begun is compared when its turn comes; the others may change
@@ -45,10 +50,15 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
         run_folder.check_new(config)
     _check(runs)
     folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / run_folder.CONFIG, config.to_yaml())
+    ranks.wait()  # all have seen what was there
+    if ranks.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / run_folder.CONFIG, config.to_yaml())
+    ranks.wait()
     steps = sum(_train_stage(run, number, len(runs)) for number, run in enumerate(runs, start=1))
-    return Run(folder, _copy_student(Path(runs[-1].out), folder), steps)
+    if ranks.main:
+        _copy_student(Path(runs[-1].out), folder)
+    return Run(folder, folder / run_folder.STUDENT, steps)
 
 
 def stage_runs(config: RunConfig) -> list[RunConfig]:
@@ -131,11 +141,10 @@ def _train_stage(run: RunConfig, number: int, count: int) -> int:
     return max(int(entry.get("step", 0)) for entry in run_folder.read_log(folder / run_folder.LOG))
 
 
-def _copy_student(last: Path, folder: Path) -> Path:
+def _copy_student(last: Path, folder: Path) -> None:
     """Copy the last stage's student into the run's own folder, whole or not at all."""
     target, fresh = folder / run_folder.STUDENT, folder / f".{run_folder.STUDENT}.tmp"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(last / run_folder.STUDENT, fresh)
     shutil.rmtree(target, ignore_errors=True)
     fresh.replace(target)
-    return target
