@@ -116,7 +116,8 @@ def test_samples_without_a_row_are_named_or_left_out(tmp_path: Path, store: Path
         prepare(run(tmp_path / "run", store, data=more))
     setup = prepare(run(tmp_path / "run", f"{store}?missing=skip", data=more))
     assert len(setup.source) == 64
-    assert {setup.source[place].id for place in range(64)} == {pairs(DATA)[place].id for place in range(64)}
+    made = pairs(DATA)
+    assert {setup.source[place].id for place in range(64)} == {made[place].id for place in range(64)}
 
 
 def bank_of(setup: Setup, batch: Batch, number: int = 0) -> tuple[dict[str, Tensor], Tensor]:
@@ -133,7 +134,8 @@ def test_a_mined_bank_holds_the_nearest_stored_rows(tmp_path: Path, store: Path)
     assert {node: list(matrix.shape) for node, matrix in rows.items()} == {"TI@bank": [16, 24], "TT@bank": [16, 24]}
     assert keys.shape == (16, 4)
     own = setup.teachers[0].embed(batch)["TI"]
-    everything = setup.teachers[0].store.rows("I", [pairs(DATA)[place].id for place in range(64)])  # type: ignore[attr-defined]
+    made = pairs(DATA)
+    everything = setup.teachers[0].store.rows("I", [made[place].id for place in range(64)])  # type: ignore[attr-defined]
     others = np.delete(everything, batch.positions, axis=0)
     nearest = (own.numpy() @ others.T).max(axis=1)
     found = (own @ rows["TI@bank"].T).max(dim=1).values.numpy()
