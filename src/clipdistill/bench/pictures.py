@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image
 
 
-def jpeg(seed: int) -> bytes:
-    """A JPEG of 500 x 375 pixels with structure at every scale, as photographs have."""
+def jpeg(seed: int, size: tuple[int, int] = (500, 375)) -> bytes:
+    """A JPEG of so many pixels (width, height), with structure at a scale of some 30 of them."""
     generator = np.random.default_rng(seed)
-    picture = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
+    coarse = generator.integers(0, 256, (size[1] // 31, size[0] // 31, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize(size)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

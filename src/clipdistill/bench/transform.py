@@ -1,44 +1,55 @@
-"""Claim: preparing a picture here is faster than through the Hugging Face image processor, with equal pixels."""
+"""Claim: preparing a picture here is faster than through the Hugging Face image processor.
+
+Whole pictures have equal pixels; views are decoded at the size they are needed at, which pays the more the larger the
+picture is.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 from PIL import Image
 
 from clipdistill.bench.pictures import jpeg
 from clipdistill.bench.result import Result, of_verdicts
-from clipdistill.bench.versus import versus
+from clipdistill.bench.versus import Verdict, versus
 from clipdistill.data.images import decode
 from clipdistill.data.views import View
 from clipdistill.models.preprocessing import clip_processor, transform_of
 
-_COUNT = 32
+#: Of a web shop's thumbnail, a web page, and a small camera: width and height, and how many of them are measured.
+SIZES = {(500, 375): 32, (1024, 768): 16, (1600, 1200): 8}
 
 
 def run() -> Result:
-    """Measure on JPEG files of 500 x 375 pixels, decoded to 224 x 224: whole pictures, and training views."""
+    """Measure on JPEG files of several sizes, decoded to 224 x 224: whole pictures, and training views."""
+    verdicts = {}
+    for size, count in SIZES.items():
+        whole, views = _measure(size, count)
+        verdicts |= {f"whole_pictures_{size[0]}": whole, f"training_views_{size[0]}": views}
+    return of_verdicts(verdicts)
+
+
+def _measure(size: tuple[int, int], count: int) -> tuple[Verdict, Verdict]:
     processor = clip_processor(224)
     transform = transform_of(processor, "bench")
-    files = [jpeg(seed) for seed in range(_COUNT)]
+    files = [jpeg(seed, size) for seed in range(count)]
     view = View(box=(0.05, 0.05, 0.95, 0.95))
 
-    def theirs() -> None:
-        for file in files:
-            processor(Image.open(io.BytesIO(file)), return_tensors="np")
+    def each(prepare: Callable[[bytes], object]) -> Callable[[], None]:
+        def all_of_them() -> None:
+            for file in files:
+                prepare(file)
 
-    def whole() -> None:
-        for file in files:
-            transform(decode(file))
+        return all_of_them
 
-    def views() -> None:
-        for file in files:
-            transform(decode(file, want=(448, 448)), view)
-
+    theirs = each(lambda file: processor(Image.open(io.BytesIO(file)), return_tensors="np"))
+    whole = each(lambda file: transform(decode(file)))
+    views = each(lambda file: transform(decode(file, want=(448, 448)), view))
     other = ("Hugging Face processor", theirs)
-    return of_verdicts(
-        {
-            "whole_pictures": versus(f"{_COUNT} whole pictures, equal pixels", ("ours", whole), other),
-            "training_views": versus(f"{_COUNT} training views", ("ours", views), other),
-        }
+    claim = f"{count} of {size[0]} x {size[1]}"
+    return (
+        versus(f"{claim}, whole, equal pixels", ("ours", whole), other),
+        versus(f"{claim}, training views", ("ours", views), other),
     )
