@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from clipdistill.data import remote as remote_module
-from clipdistill.data.batches import load
 from clipdistill.data.block_order import BlockOrder, fetch_ahead, order_of
 from clipdistill.data.order import Order
 from clipdistill.data.samples import Sample, Source
 from clipdistill.data.sources import from_samples, pairs
+from clipdistill.data.workers import load
 from shard_server import ROWS, Server, contents, copies, limit, put, serving, until
 
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clipdistill.data.batches import Batches, Inlet, load
+from clipdistill.data.batches import Batches, Inlet
 from clipdistill.data.check import check, render
 from clipdistill.data.order import Order
 from clipdistill.data.samples import Sample, Source, gives
 from clipdistill.data.sources import from_samples, pairs
 from clipdistill.data.sources.lines import Lines
 from clipdistill.data.views import Transform
+from clipdistill.data.workers import load
 from clipdistill.errors import DataError
 
 SEES = Transform(resize=(4, 4))

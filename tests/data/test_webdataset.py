@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from clipdistill.data.batches import load
 from clipdistill.data.check import check
 from clipdistill.data.images import content_hash, decode, fetch
 from clipdistill.data.samples import Sample, Source, TarMember
 from clipdistill.data.sources import from_samples, pairs
 from clipdistill.data.sources import shard_index as shard_index_module
+from clipdistill.data.workers import load
 from clipdistill.errors import DataError
 
 Member = tuple[str, bytes]

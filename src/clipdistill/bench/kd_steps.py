@@ -17,7 +17,8 @@ import torch
 
 from clipdistill.algebra.graph import Losses
 from clipdistill.config import make_run
-from clipdistill.data.batches import Batch, load
+from clipdistill.data.batches import Batch
+from clipdistill.data.workers import load
 from clipdistill.teachers.teacher import LiveTeacher
 from clipdistill.training import preflight
 from clipdistill.training.setup import Setup, prepare

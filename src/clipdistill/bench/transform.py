@@ -24,7 +24,7 @@ SIZES = {(500, 375): 32, (1024, 768): 16, (1600, 1200): 8}
 
 def run() -> Result:
     """Measure on JPEG files of several sizes, decoded to 224 x 224: whole pictures, and training views."""
-    verdicts = {}
+    verdicts: dict[str, Verdict] = {}
     for size, count in SIZES.items():
         whole, views = _measure(size, count)
         verdicts |= {f"whole_pictures_{size[0]}": whole, f"training_views_{size[0]}": views}

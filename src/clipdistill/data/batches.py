@@ -5,24 +5,21 @@ Everything about a batch follows from (seed, step): workers and restarts change 
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from clipdistill.data.images import content_hash, decode, fetch, full_size
 from clipdistill.data.samples import Picture, Sample, Source, caption_key, key64
 from clipdistill.data.views import Transform, View, Views, pick
 from clipdistill.errors import DataError
 
-Made = TypeVar("Made")
 Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
 
 
@@ -93,6 +90,15 @@ class Batch:
             captions={view: [told[row] for row in rows] for view, told in self.captions.items()},
             positions=[self.positions[row] for row in rows],
             labels=None if self.labels is None else chosen(self.labels),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same in memory that a GPU can copy from by itself; torch's loader asks for it."""
+        return replace(
+            self,
+            pixels=_each(self.pixels, torch.Tensor.pin_memory),
+            tokens=_each(self.tokens, torch.Tensor.pin_memory),
+            groups=self.groups.pin_memory(),
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -221,24 +227,6 @@ class Batches(Dataset[Batch]):
         }
 
 
-def load(batches: Dataset[Made], items: Iterable[tuple[int, list[int]]], workers: int) -> Iterator[Made]:
-    """Yield the batches for ``items`` in order, assembled ahead of time by ``workers`` processes (0: in this one)."""
-    if workers:
-        # A tokenizer that threads cannot be forked; the workers are the parallelism.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    loader = DataLoader(
-        batches,
-        # Its own generator: drawing a seed from torch's global one would move dropout after a restart.
-        generator=torch.Generator(),
-        batch_size=None,
-        sampler=items,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_ignore_interrupt,
-    )
-    yield from loader
-
-
 def _keys(sample: Sample, told: Mapping[str, str]) -> tuple[int, int]:
     """Keys of the real caption and of the group."""
     words = caption_key(told.get("", ""))
@@ -247,11 +235,6 @@ def _keys(sample: Sample, told: Mapping[str, str]) -> tuple[int, int]:
 
 def _each(inputs: dict[str, dict[str, Tensor]], change: Callable[[Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
     return {letter: {name: change(value) for name, value in tensors.items()} for letter, tensors in inputs.items()}
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which finishes its step; workers end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_turn(count: int, batch_size: int) -> Iterator[tuple[int, list[int]]]:

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from clipdistill.data import captions as scene_captions
-from clipdistill.data.batches import Batches, Inlet, in_turn, load
+from clipdistill.data.batches import Batches, Inlet, in_turn
 from clipdistill.data.labels import class_numbers, labels_of
 from clipdistill.data.samples import Sample, Source, is_chinese
 from clipdistill.data.sources import pairs
+from clipdistill.data.workers import load, naming_dead_workers
 from clipdistill.errors import DataError
 from clipdistill.evaluation import classify, retrieval, zeroshot
 from clipdistill.evaluation.zeroshot import Classes
@@ -222,7 +223,7 @@ def _embed(
     ranks: dict[str, list[NDArray[np.intp]]] = {name: [] for name in classes}
     contents: dict[str, int] = {}
     skipped: list[tuple[str, str]] = []
-    with progress(f"embedding {source.uri}", len(source), "pictures") as advance:
+    with naming_dead_workers(), progress(f"embedding {source.uri}", len(source), "pictures") as advance:
         for number, batch in enumerate(load(Batches(source, inlets, None), in_turn(len(source), BATCH), workers), 1):
             contents |= dict(zip(batch.ids, batch.groups[:, 0].tolist() if batch.ids else [], strict=True))
             skipped += batch.skipped

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipdistill.data.batches import load as load_items
 from clipdistill.data.samples import Source, gives
 from clipdistill.data.sources import pairs
 from clipdistill.data.views import Augmentation, Drawn
+from clipdistill.data.workers import load as load_items
+from clipdistill.data.workers import naming_dead_workers
 from clipdistill.errors import ConfigError, DataError, InterruptedRunError, did_you_mean
 from clipdistill.models.bundle import versions
 from clipdistill.models.device import choose_device, choose_precision, make_autocast
@@ -88,7 +89,8 @@ def embed(
     )
     begin(job)
     try:
-        _work(job, range(part - 1, job.shards, parts))
+        with naming_dead_workers():
+            _work(job, range(part - 1, job.shards, parts))
         return _finish(job)
     except KeyboardInterrupt:
         ready, total = done(job)

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from clipdistill.algebra.nodes import CLASSES, Node
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig
-from clipdistill.data.batches import Batch, Batches, Inlet, load
+from clipdistill.data.batches import Batch, Batches, Inlet
 from clipdistill.data.samples import Source, caption_key, key64
+from clipdistill.data.workers import load
 from clipdistill.errors import ConfigError, RecipeError
 from clipdistill.progress import progress
 from clipdistill.teachers.bank import Bank, Walk, centroids

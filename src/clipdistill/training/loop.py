@@ -18,9 +18,10 @@ from torch import Tensor
 from clipdistill.algebra.graph import Losses
 from clipdistill.algebra.term import MAX_SCALE
 from clipdistill.config import RunConfig
-from clipdistill.data.batches import Batch, load
+from clipdistill.data.batches import Batch
 from clipdistill.data.block_order import fetch_ahead
 from clipdistill.data.samples import key64
+from clipdistill.data.workers import load, naming_dead_workers
 from clipdistill.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.models.device import choose_device, choose_precision
@@ -93,7 +94,7 @@ def _distill(config: RunConfig, resume: bool, ranks: Ranks) -> Run:
         if ranks.main:
             run_folder.create(config, run_folder.record(config, setup.fingerprint, marks, findings.facts))
     state = _start(setup, folder, resume)
-    with _interruptible() as stop:
+    with _interruptible() as stop, naming_dead_workers():
         _train(setup, folder, state, tasks, stop)
     if ranks.main:
         _finish(setup, folder, state)
@@ -226,7 +227,8 @@ def _streams(setup: Setup, step: int) -> list[Iterator[Batch]]:
     start, stop = step * accumulate, setup.plan.steps * accumulate
     parts = [part.stream(start, stop, workers) for part in setup.unpaired]
     walk = setup.ranks.shares(setup.order.walk(start, stop))
-    return [load(setup.batches, fetch_ahead(walk, setup.source), workers), *parts]
+    pin = setup.device.type == "cuda"
+    return [load(setup.batches, fetch_ahead(walk, setup.source), workers, pin), *parts]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from clipdistill.algebra.nodes import STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.algebra.term import Term
 from clipdistill.config import RunConfig
-from clipdistill.data.batches import Batch, Batches, Inlet, load
+from clipdistill.data.batches import Batch, Batches, Inlet
 from clipdistill.data.block_order import fetch_ahead
 from clipdistill.data.mix_order import random_order
 from clipdistill.data.order import NeighbourOrder, Ordering
@@ -19,6 +19,7 @@ from clipdistill.data.samples import Source, gives
 from clipdistill.data.sources import pairs
 from clipdistill.data.sources.mix import Mixed
 from clipdistill.data.views import Views
+from clipdistill.data.workers import load
 from clipdistill.errors import ConfigError, DataError
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.teachers.neighbours import nearest

@@ -1,0 +1,113 @@
+"""Processes that read ahead: the same batches in the same order, and one that dies is named with its sample."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clipdistill.data.batches import Batches, Inlet
+from clipdistill.data.samples import Sample
+from clipdistill.data.sources import pairs
+from clipdistill.data.sources.listed import Samples, from_samples
+from clipdistill.data.views import Transform
+from clipdistill.data.workers import load, naming_dead_workers
+from clipdistill.errors import DataError
+from clipdistill.training import setup as training_setup
+from clipdistill.training.loop import distill
+from tiny_runs import tiny_run
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A picture that ends the worker that reads it, as a decoder that crashes does."""
+
+    size: int = 1
+
+    def read_bytes(self) -> bytes:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        raise AssertionError
+
+    def __str__(self) -> str:
+        return "deadly.png"
+
+
+def drawn(count: int, deadly: int | None = None) -> Samples:
+    """Drawn pictures, of which one may be deadly."""
+    made = pairs(f"scenes:train?n={count}")
+    samples = [made[place] for place in range(count)]
+    if deadly is not None:
+        samples[deadly] = Sample("the-bad-one", Deadly(), samples[deadly].texts)
+    return from_samples(samples, "drawn")
+
+
+def batches_of(source: Samples) -> Batches:
+    return Batches(source, {"S": Inlet(Transform(resize=(8, 8)), None, ("",))}, None)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers: int) -> None:
+    items = [(0, [2, 0]), (0, [5, 1, 3]), (1, [4])]
+    alone, ahead = (list(load(batches_of(drawn(6)), items, count)) for count in (0, workers))
+    assert [batch.ids for batch in ahead] == [batch.ids for batch in alone]
+    for ours, theirs in zip(alone, ahead, strict=True):
+        assert torch.equal(ours.pixels["S"]["pixel_values"], theirs.pixels["S"]["pixel_values"])
+
+
+@pytest.mark.parametrize("deadly", [0, 9])
+def test_a_worker_that_dies_is_named_with_the_sample(deadly: int) -> None:
+    batches = batches_of(drawn(12, deadly))
+    items = [(0, [row, row + 1]) for row in range(0, 12, 2)]
+    told = r"while it read sample 'the-bad-one' of drawn \(DataLoader worker "
+    with pytest.raises(DataError, match=told), naming_dead_workers():
+        list(load(batches, items, 2))
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="something else"), naming_dead_workers():
+        raise RuntimeError("something else")
+
+
+def test_a_run_ends_with_the_name_of_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = drawn(64, deadly=40)
+    monkeypatch.setattr(training_setup, "pairs", lambda uri: source)
+    monkeypatch.setattr("clipdistill.training.preflight.first_batch", lambda setup: first_without(setup))
+    with pytest.raises(DataError, match="the-bad-one"):
+        distill(tiny_run(tmp_path / "run", data="drawn", train={"workers": 1, "steps": 40}))
+
+
+def first_without(setup: Any) -> Any:
+    return setup.batches.assemble(0, list(range(16)))
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+import torch
+from clipdistill.training import loop
+from tiny_runs import tiny_run
+torch.set_num_threads(1)
+step, taken = loop._step, []
+def measured(*arguments):
+    found = step(*arguments)
+    taken.append(int(Path("/proc/self/statm").read_text().split()[1]))
+    return found
+loop._step = measured
+loop.distill(tiny_run(Path(sys.argv[1]), train={"steps": 2000, "log_every": 100, "checkpoint_every": 500}))
+print(taken[199], taken[-1])
+"""
+
+
+def test_memory_stays_flat_over_a_long_run(tmp_path: Path) -> None:
+
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.check_output([sys.executable, "-c", MEASURED, str(tmp_path / "run")], env=path, text=True)
+    early, late = map(int, told.split()[-2:])
+    assert late < 1.05 * early
