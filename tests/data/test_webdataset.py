@@ -275,8 +275,12 @@ def test_samples_are_the_same_in_worker_processes(shards: Path) -> None:
     source = pairs(shards)
 
     class Items(torch.utils.data.Dataset[list[Any]]):
+        def __init__(self) -> None:
+            self.source = source
+
         def __getitem__(self, item: tuple[int, list[int]]) -> list[Any]:
-            return [[source[row].id, fetch(source[row].picture)] for row in item[1]]
+            samples = [self.source[row] for row in item[1]]
+            return [[sample.id, fetch(sample.picture)] for sample in samples]
 
     read = list(load(Items(), [(0, [5, 0]), (0, [3])], workers=2))
     expected = [[[source[row].id, fetch(source[row].picture)] for row in rows] for rows in ([5, 0], [3])]

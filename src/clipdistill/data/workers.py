@@ -30,7 +30,7 @@ def load(
 ) -> Iterator[Made]:
     """Yield the batches for ``items`` in order, assembled ahead of time by ``workers`` processes (0: in this one).
 
-    Each is four batches ahead at most. ``pin`` puts them into memory that a GPU can copy from by itself.
+    ``batches`` read the samples of their attribute ``source``. Each process is four batches ahead at most. ``pin`` puts them into memory that a GPU can copy from by itself.
     """
     if workers:
         # A tokenizer that threads cannot be forked; the workers are the parallelism.
