@@ -8,7 +8,7 @@ import re
 import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +30,8 @@ def load(
 ) -> Iterator[Made]:
     """Yield the batches for ``items`` in order, assembled ahead of time by ``workers`` processes (0: in this one).
 
-    ``batches`` read the samples of their attribute ``source``. Each process is four batches ahead at most. ``pin`` puts them into memory that a GPU can copy from by itself.
+    ``batches`` read the samples of their attribute ``source``. Each process is four batches ahead at most. ``pin`` puts
+    batches into memory that a GPU can copy from by itself.
     """
     if workers:
         # A tokenizer that threads cannot be forked; the workers are the parallelism.
@@ -68,14 +69,28 @@ def naming_dead_workers() -> Iterator[None]:
             raise
         pids = {int(pid) for pid in ended[1].split(",")}
         found = [told for watched in _WATCHED if (told := watched.of(pids))]
-        for watched in _WATCHED:
-            with suppress(RuntimeError):  # until they are stopped, torch raises this at the end of every process
+        with _undisturbed():
+            for watched in _WATCHED:
                 watched.stop()
         raise DataError(
             f"a process that reads data was ended while it read {found[0] if found else 'data'} "
             f"({str(error).splitlines()[0]}). Either that file crashes its decoder: remove it. Or memory ran out: "
             "lower train.workers or train.batch_size."
         ) from error
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """While a dead worker is not put away, torch raises its error anew whenever any process ends."""
+    try:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except (AttributeError, ValueError):  # no such signal here; only the main thread gets any
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 class _Watched:
