@@ -18,16 +18,23 @@ _HOMES = {
     "Recipe": "clipdistill.algebra.recipe",
     "Sample": "clipdistill.data.samples",
     "Tasks": "clipdistill.evaluation.evaluate",
+    "convert": "clipdistill.data.convert",
     "distill": "clipdistill.training.stages",
     "embed": "clipdistill.teachers.embed",
     "evaluate": "clipdistill.evaluation.evaluate",
     "export_store": "clipdistill.teachers.foreign.export",
     "import_store": "clipdistill.teachers.foreign",
+    "load_model": "clipdistill.models.huggingface",
     "load_run": "clipdistill.config",
     "make_run": "clipdistill.config",
     "pairs": "clipdistill.data.sources",
+    "save_chinese_clip": "clipdistill.models.chinese_clip",
+    "save_open_clip": "clipdistill.models.open_clip_layout",
+    "write_mix": "clipdistill.data.mixing",
     "write_report": "clipdistill.evidence.report",
 }
+#: Names that would say too little outside of their module.
+_NAMED_THERE = {"load_model": "load"}
 __all__ = [
     "EmbeddingStore",
     "InteractionGraph",
@@ -36,14 +43,19 @@ __all__ = [
     "Sample",
     "Tasks",
     "__version__",
+    "convert",
     "distill",
     "embed",
     "evaluate",
     "export_store",
     "import_store",
+    "load_model",
     "load_run",
     "make_run",
     "pairs",
+    "save_chinese_clip",
+    "save_open_clip",
+    "write_mix",
     "write_report",
 ]
 
@@ -51,10 +63,15 @@ if TYPE_CHECKING:
     from clipdistill.algebra.graph import InteractionGraph, Losses
     from clipdistill.algebra.recipe import Recipe
     from clipdistill.config import load_run, make_run
+    from clipdistill.data.convert import convert
+    from clipdistill.data.mixing import write_mix
     from clipdistill.data.samples import Sample
     from clipdistill.data.sources import pairs
     from clipdistill.evaluation.evaluate import Tasks, evaluate
     from clipdistill.evidence.report import write_report
+    from clipdistill.models.chinese_clip import save_chinese_clip
+    from clipdistill.models.huggingface import load as load_model
+    from clipdistill.models.open_clip_layout import save_open_clip
     from clipdistill.teachers.embed import embed
     from clipdistill.teachers.foreign import import_store
     from clipdistill.teachers.foreign.export import export_store
@@ -66,7 +83,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'clipdistill' has no attribute '{name}'")
     try:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(_HOMES[name]), _NAMED_THERE.get(name, name))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("clipdistill"):
             raise
