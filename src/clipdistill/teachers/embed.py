@@ -89,8 +89,7 @@ def embed(
     )
     begin(job)
     try:
-        with naming_dead_workers():
-            _work(job, range(part - 1, job.shards, parts))
+        _work(job, range(part - 1, job.shards, parts))
         return _finish(job)
     except KeyboardInterrupt:
         ready, total = done(job)
@@ -169,7 +168,8 @@ def _work(job: Job, mine: Sequence[int]) -> None:
         todo = [number for number in mine if number not in ready]
         counts = [sum(len(job.samples(number)) for number in numbers) for numbers in (mine, todo)]
         unit = "pictures" if side == "I" else "captioned samples"
-        with progress(f"embedding {unit} of {job.source.uri}", counts[0], unit, counts[0] - counts[1]) as advance:
+        label = f"embedding {unit} of {job.source.uri}"
+        with naming_dead_workers(), progress(label, counts[0], unit, counts[0] - counts[1]) as advance:
             now = counts[0] - counts[1]
             for number, keys, rows, skipped in steps(job, todo, now, advance):
                 write_shard(job.folder, FOLDERS[side], number, keys, rows.astype(job.dtype), skipped)
