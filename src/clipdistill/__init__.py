@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import clipdistill.models  # noqa: F401  # it has to be there before transformers is
+
 __version__ = "0.1.0"
 
 #: Public name -> module that defines it.

@@ -235,6 +235,7 @@ class RunConfig(_Section):
     train: TrainConfig
     stages: list[StageConfig] = Field(default_factory=list)
     evaluate: EvaluateConfig = EvaluateConfig()
+    track: Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)] = []
     seed: int = Field(0, ge=0)
     out: str
 

@@ -40,6 +40,35 @@ def test_strips_change_nothing(name: str, setting: str, monkeypatch: pytest.Monk
         torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-13, equal_nan=False, msg=f"{name}, {key}")
 
 
+@everywhere
+@pytest.mark.parametrize("times", [1.0, -3.0])
+def test_a_gradient_of_another_sum_is_exact_too(setting: str, times: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of the total is taken with its value; that of one term, or of a mixture, is asked for later."""
+
+    def asked() -> list[Tensor]:
+        case = Case("clip-kd", setting)
+        losses = case.losses()
+        leaves = [leaf for leaf in case.tensors.values() if isinstance(leaf, Tensor) and leaf.requires_grad]
+        value = times * losses.total + losses.terms["crd"].square()
+        return [grad for grad in torch.autograd.grad(value, leaves, allow_unused=True) if grad is not None]
+
+    expected = asked()
+    by_strips(monkeypatch, 11)
+    found = asked()
+    assert len(found) == len(expected) > 2
+    for ours, whole in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-13)
+
+
+def test_without_gradients_nothing_is_kept_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Case("clip-kd", "equal widths").losses().total
+    by_strips(monkeypatch, 11)
+    with torch.no_grad():
+        found = Case("clip-kd", "equal widths").losses().total
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
     ("rows", "candidates", "lowest", "heights"),
     [(5, 5, 1, [5]), (5, 6, 1, [2, 2, 1]), (3, 20, 1, [1, 1, 1]), (5, 20, 3, [3, 2])],

@@ -338,11 +338,18 @@ def test_names_that_one_file_system_cannot_tell_apart(tmp_path: Path) -> None:
 
 def test_destinations(tmp_path: Path) -> None:
     source = from_samples([ONE])
-    (tmp_path / "there").mkdir()
+    for name in ("there", "b.parquet", "b_imgs.tsv"):
+        (tmp_path / name).mkdir()
     assert convert(source, tmp_path / "there", "folder").uri == str(tmp_path / "there")
     assert convert(source, tmp_path / "a.parquet").format == "parquet"
     convert(source, tmp_path / "train", "chinese-clip")
-    for name, kind in (("there", "shards"), ("a.parquet", None), ("train", "chinese-clip")):
+    for name, kind in (
+        ("there", "shards"),
+        ("a.parquet", None),
+        ("b.parquet", None),  # an empty folder, but a file is to be written
+        ("train", "chinese-clip"),
+        ("b", "chinese-clip"),
+    ):
         with pytest.raises(DataError, match="there is something already"):
             convert(source, tmp_path / name, kind)
     with pytest.raises(DataError, match="say what to write: to=folder, shards, chinese-clip, parquet"):

@@ -10,6 +10,7 @@ from PIL import Image
 from clipdistill.data.samples import caption_key
 from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
+from clipdistill.evaluation.class_folders import numbered
 
 
 def classes(root: Path) -> Path:
@@ -28,6 +29,16 @@ def test_one_stray_file_does_not_undo_class_folders(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "cover.png")
     with pytest.raises(DataError, match=r"1 lie beside these folders \(first cover.png\)"):
         pairs(tmp_path)
+
+
+def test_captions_and_names_are_one_per_line_feed(tmp_path: Path) -> None:
+    """Characters that Python, and nothing that writes such files, takes for ends of lines stay inside."""
+    strange = "one\u2028two\x85three\x1cfour"
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(f"{strange}\r\n\n last \n".encode())
+    assert pairs(tmp_path)[0].captions == [strange, "last"]
+    (tmp_path / "label.txt").write_bytes(f"{strange}\r\nlast\n\n".encode())
+    assert numbered(tmp_path, chinese=False).names == (strange, "last")
 
 
 def test_equal_captions_are_equal_however_they_are_encoded() -> None:

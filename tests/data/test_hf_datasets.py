@@ -110,9 +110,13 @@ def test_splits(tmp_path: Path) -> None:
     for name, part in parts.items():
         part.to_parquet(tmp_path / "files" / "data" / f"{name}-00000-of-00001.parquet")
     for folder in (tmp_path / "saved", tmp_path / "files"):
-        assert told(f"{folder}?split=train") == TOLD
-        assert told(f"{folder}?split=test") == [("0", ["A cat."], "cat", None)]
-        assert len(pairs(f"{folder}?split=train+test")) == 4
+        test = [("test/0", ["A cat."], "cat", None)]
+        train = [(f"train/{name}", *more) for name, *more in TOLD]
+        assert told(f"{folder}?split=train") == train
+        assert told(f"{folder}?split=test") == test
+        assert told(f"{folder}?split=train+test") == [*train, *test]
+        assert told(f"{folder}?split=test,train,test") == [*test, *train]
+        assert [name for name, *_ in told(f"{folder}?split=test&id=key")] == ["b"]
         assert len({pairs(f"{folder}?split={name}").fingerprint for name in ("train", "test", "train,test")}) == 3
         assert "holds several splits. Choose ?split=train or ?split=test" in problem(folder)
         assert "unknown split 'tets'. Did you mean 'test'?" in problem(f"{folder}?split=tets")

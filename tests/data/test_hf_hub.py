@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 COMMIT = "c" * 40
+ASKED: list[str] = []
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OPEN = """
 import sys
@@ -41,31 +42,35 @@ def parquet(caption: str) -> bytes:
 
 FILES = {f"data/{split}-00000-of-00001.parquet": parquet(split) for split in ("train", "test")}
 FILES["README.md"] = b"# photos\n"
+DATASETS = {"photos": FILES, "tables": {"train.csv": b"image,caption\na.jpg,a dog\n"}}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Knows one dataset, ``org/photos``."""
+    """Knows two datasets: ``org/photos`` of parquet files, and ``org/tables``."""
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
-        name = path.partition("/resolve/")[2].partition("/")[2]
-        if path.startswith("/datasets/org/photos/resolve/"):
-            self.answer(FILES.get(name), "EntryNotFound")
-        elif path.startswith("/api/datasets/org/photos/tree/"):
-            self.answer(json.dumps(list(self.tree(path.partition("/tree/")[2].partition("/")[2]))).encode(), "")
-        elif path.startswith("/api/datasets/org/photos"):
-            siblings = [{"rfilename": name} for name in FILES]
-            self.answer(json.dumps({"id": "org/photos", "sha": COMMIT, "siblings": siblings}).encode(), "")
-        else:
+        ASKED.append(f"{self.command} {path}")
+        begin, _, end = path.partition("/datasets/org/")
+        name, *rest = end.split("/")
+        files, inside = DATASETS.get(name), "/".join(rest[2:])
+        if files is None:
             self.answer(None, "RepoNotFound")
+        elif not begin:
+            self.answer(files.get(inside), "EntryNotFound")
+        elif rest[:1] == ["tree"]:
+            self.answer(json.dumps(list(self.tree(files, inside))).encode(), "")
+        else:
+            siblings = [{"rfilename": file} for file in files]
+            self.answer(json.dumps({"id": f"org/{name}", "sha": COMMIT, "siblings": siblings}).encode(), "")
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def tree(self, folder: str) -> Iterator[dict[str, object]]:
-        if not folder:
+    def tree(self, files: dict[str, bytes], folder: str) -> Iterator[dict[str, object]]:
+        if not folder and files is FILES:
             yield {"type": "directory", "path": "data", "oid": "d" * 40, "size": 0}
-        for name, data in FILES.items():
+        for name, data in files.items():
             if str(Path(name).parent) == (folder or "."):
                 yield {"type": "file", "path": name, "oid": "f" * 40, "size": len(data)}
 
@@ -89,6 +94,7 @@ def hub() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
+    ASKED.clear()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -98,6 +104,7 @@ def hub() -> Iterator[str]:
 def opened(home: Path, endpoint: str, offline: bool, *uris: str) -> list[str]:
     """Open data in a process of its own: the library looks at its environment when it is imported."""
     told = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": str(int(offline))}
+    told["CLIPDISTILL_CACHE"] = str(home / "shards")
     words = [sys.executable, "-c", OPEN, *uris]
     done = subprocess.run(words, env=os.environ | told, capture_output=True, text=True, check=False, cwd=home)
     assert done.returncode == 0, done.stderr
@@ -106,8 +113,42 @@ def opened(home: Path, endpoint: str, offline: bool, *uris: str) -> list[str]:
 
 def test_a_dataset_is_fetched_once(hub: str, tmp_path: Path) -> None:
     test, both, none = opened(tmp_path, hub, False, "hf:org/photos?split=test", "hf:org/photos", "hf:org/nothing")
-    assert test.startswith("1 0 ['test'] b'testtest' ")
+    assert test.startswith("1 test/0 ['test'] b'testtest' ")
     assert both == "hf:org/photos: holds several splits. Choose ?split=train or ?split=test"
     assert "hf:org/nothing: the dataset cannot be opened: Dataset 'org/nothing' doesn't exist on the Hub" in none
     assert "HF_HUB_OFFLINE" not in none
     assert opened(tmp_path, "http://127.0.0.1:1", True, "hf:org/photos?split=test") == [test]
+
+
+def test_a_stream_fetches_the_files_of_its_split_alone(hub: str, tmp_path: Path) -> None:
+    uris = [f"hf:org/photos?streaming=true&split={split}" for split in ("test", "test,train", "tset")]
+    test, both, unknown, *more = opened(
+        tmp_path,
+        hub,
+        False,
+        *uris,
+        "hf:org/photos?streaming=true",
+        "hf:org/tables?streaming=true",
+        "hf:org/photos?streaming=yes",
+        "hf:org/photos?streaming=true&split=test&revision=v1",
+        "hf://datasets/org/photos/data/train-*.parquet",
+    )
+    fetched = [line for line in ASKED if line.startswith("GET /datasets/") and line.endswith(".parquet")]
+    assert sorted(fetched) == sorted(
+        f"GET /datasets/org/photos/resolve/{revision}/data/{split}-00000-of-00001.parquet"
+        for revision, split in (("main", "test"), ("main", "train"), ("v1", "test"))
+    )
+    assert not list(tmp_path.rglob("*.arrow"))
+    (without,) = opened(tmp_path, "http://127.0.0.1:1", True, uris[0])
+    assert "Nothing is fetched: HF_HUB_OFFLINE is set" in without
+    assert [test, both] == opened(tmp_path, hub, False, *(uri.replace("streaming=true&", "") for uri in uris[:2]))
+    (converted,) = opened(tmp_path, "http://127.0.0.1:1", True, uris[0])
+    assert "found no list of its files, which streaming=true asks the hub for. Without a network" in converted
+    assert "unknown split 'tset'. Did you mean 'test'?" in unknown
+    several, tables, neither, revision, named = more
+    assert several.endswith("holds several splits. Choose ?split=train or ?split=test")
+    assert "train.csv, expected parquet files, which alone can be read with streaming=true. Leave it out" in tables
+    assert "hf://datasets/org/tables/*.parquet" in tables
+    assert neither.endswith("streaming is 'yes', expected true or false")
+    assert revision == test
+    assert named.startswith("1 0 ['train'] b'traintrain' ")

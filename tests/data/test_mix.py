@@ -112,13 +112,24 @@ def test_passes_are_whole_where_batches_divide_them() -> None:
 
 
 def test_samples_that_come_again_are_shown_in_another_view() -> None:
+    for sizes, weights in (([8, 80], [1, 1]), ([7, 11, 23], [1, 2, 1]), ([9, 9], [1, 1])):
+        views: dict[int, list[int]] = {}
+        for view, rows in order(sizes, weights, 8).walk(0, 200):
+            for row in set(rows):  # where a pass ends inside a batch, twice in it
+                views.setdefault(row, []).append(view)
+        assert all(len(set(seen)) == len(seen) > 5 for seen in views.values())
+
+
+@pytest.mark.parametrize("stored", [2, 3, 8, 16])
+@pytest.mark.parametrize("sizes", [[8, 80], [8, 8], [8, 8, 8, 8]])
+def test_the_views_of_a_store_take_turns(sizes: list[int], stored: int) -> None:
     views: dict[int, list[int]] = {}
-    for view, rows in order([8, 80], [1, 1], 8).walk(0, 40):
+    for view, rows in order(sizes, [1] * len(sizes), 8).walk(0, 16 * 4):
         for row in rows:
-            views.setdefault(row, []).append(view)
-    for row in range(8):
-        assert views[row] == list(range(20))
-    assert all(len(set(seen)) == len(seen) for seen in views.values())
+            views.setdefault(row, []).append(view % stored)
+    for row in range(8):  # in the part that is walked most often
+        assert views[row] == [number % stored for number in range(len(views[row]))]
+        assert len(views[row]) >= 16
 
 
 @pytest.mark.parametrize("sizes", [[50, 9, 200], [7, 7, 7]])
@@ -293,6 +304,10 @@ def test_samples_can_be_left_out_of_a_mix(desk: Path) -> None:
         (["photos=x"], "photos=x: found no weight"),
         (["photos=0"], "the weight is 0.0, expected a number above 0"),
         (["photos=inf"], "expected a number above 0"),
+        (
+            ["photos=1", "./icons/../photos=2"],
+            "./icons/../photos has the same ids, captions and sizes .* as photos; name",
+        ),
         (["photos=1", "phots=1"], "part 2 .phots.: phots: there is no such file or folder. Did you mean photos"),
         (["photos=1", "photos=2"], "photos is named twice; name it once, with the sum of the weights"),
         (["photos=1", "words.txt=2"], "photos gives pictures and captions, words.txt captions alone"),
@@ -304,7 +319,7 @@ def test_a_mix_that_cannot_be_is_not_written(desk: Path, parts: list[str], messa
     (desk / "words.txt").write_text("a caption\n")
     (desk / "nested.yaml").write_text("mix: [{data: icons, weight: 1}]")
     with pytest.raises(DataError, match=message):
-        write_mix(parts, "out.yaml")
+        write_mix(parts, "out/mix.yaml")
     assert not list(desk.glob("*out*"))
 
 

@@ -98,7 +98,7 @@ def test_names(server: Server, tmp_path: Path) -> None:
     assert f"{base}/00003.tar: cannot be fetched, tried 3 times: 404" in problem(f"{base}/0000{{2..4}}.tar")
     assert "1 of 2 shards are not there: none.tar" in problem(f"none.tar::{base}/00000.tar")
     assert "found a compressed tar, expected plain .tar files" in problem(f"{base}/00000.tar.gz")
-    assert "found a.parquet, expected plain .tar files" in problem(f"{base}/a.parquet")
+    assert "found a.csv, expected plain .tar files" in problem(f"{base}/a.csv")
     assert "not an address that fsspec knows" in problem("nowhere://a/0.tar")
     assert "unknown kind of data 'nowhere:'" in problem("nowhere:a/0.tar")
 

@@ -205,7 +205,7 @@ def test_missing_columns_name_what_was_found(kind: str, tmp_path: Path) -> None:
     WRITERS[kind](path, [{"url": "a.jpg", "alt": "x"}])
     assert problem(path) == (
         f"{path}: no column for picture paths. Found: url, alt. "
-        f"Expected one of: file_name, image, filepath. Choose one with list.{kind}?image=COLUMN"
+        f"Expected one of: file_name, image, filepath. Choose one with ?image=COLUMN."
     )
     assert "no column for captions. Found: url, alt" in problem(f"{path}?image=url")
     message = problem(f"{path}?image=url&caption=alr")

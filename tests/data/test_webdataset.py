@@ -114,7 +114,7 @@ def test_samples_follow_webdatasets_names(tmp_path: Path) -> None:
     members = [
         ("./d/a.syn.json", json.dumps({"syn_text": ["made 1", "made 2"]}).encode()),
         ("./d/a.JPG", picture(1)),
-        ("./d/a.txt", "\ufeffone\n\n 两 \none\n".encode()),
+        ("./d/a.txt", "\ufeffone\n\n 两 \r\none\nno\u2028line\x1cends\x85here".encode()),
         ("b.png", picture(2, "png")),
         ("b.jpg", picture(3)),
         ("b.cls", b"7\n"),
@@ -129,7 +129,7 @@ def test_samples_follow_webdatasets_names(tmp_path: Path) -> None:
     ]
     path = write_tar(tmp_path / "a.tar", members)
     assert told(path) == [
-        ("d/a", {"": ["one", "两"], "syn": ["made 1", "made 2"]}, None),
+        ("d/a", {"": ["one", "两", "no\u2028line\x1cends\x85here"], "syn": ["made 1", "made 2"]}, None),
         ("b", {"": ["x", "y"], "syn": ["z"]}, "7"),
         ("c", {"": []}, None),
     ]
@@ -199,7 +199,7 @@ def test_shards_without_pictures_or_samples(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [("a.txt", b"words"), ("a.b.jpg", picture(1))])
     assert "there are no pictures. Found files ending in: b.jpg, txt. Expected one of: jpg, png, jpeg" in problem(path)
     assert told(f"{path}?image=none") == [("a", {"": ["words"]}, None)]
-    assert "there are no samples in 1 shard" in problem(write_tar(tmp_path / "b.tar", []))
+    assert "there are no samples in it" in problem(write_tar(tmp_path / "b.tar", []))
 
 
 # The index
@@ -246,7 +246,10 @@ def test_an_index_that_cannot_lie_beside_the_tar_lies_in_the_cache_or_nowhere(
         patch.setattr(shard_index_module, "_read", None)
         assert len(pairs(first)) == 2
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("CLIPDISTILL_CACHE", str(tmp_path / "chosen"))
+    assert len(pairs(first)) == 2
+    assert len(list((tmp_path / "chosen").glob("*.index.json"))) == 1
+    monkeypatch.setenv("CLIPDISTILL_CACHE", str(tmp_path / "file"))
     assert len(pairs(first)) == 2
     assert "kept in memory (1 of 1 shards)" in capsys.readouterr().err
     assert not list(shards.glob(".*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -35,7 +36,9 @@ def small(words: list[str]) -> list[str]:
     """The overrides that a documented command needs to be quick."""
     if words[0] == "chinese-clip":
         return SMALL_TUNING
-    if words[0] == "distill" or (words[0] == "compare" and ("--recipes" in words or words[1].endswith(".yaml"))):
+    if words[0] in ("distill", "plan"):
+        return SMALL
+    if words[0] == "compare" and ("--recipes" in words or words[1].endswith(".yaml")):
         return SMALL
     return SMALL_GRID if words[0] == "compare" and "--grid" in words else []
 
@@ -85,10 +88,21 @@ def test_every_command_runs(
     monkeypatch.chdir(desk)
     for line in "".join(blocks(page, "bash")).splitlines():
         program, *words = shlex.split(line)
+        if program == "torchrun":
+            start, words = words[: words.index("clipdistill") + 1], words[words.index("clipdistill") + 1 :]
+            torchrun(start, [*words, *small(words)])
+            continue
         assert program == "clipdistill"
         resume = ["--resume"] if "--resume" in words else []
         words = [word for word in words if word != "--resume"]
         assert main([*words, *small(words), *resume]) == 0, f"{line}\n{capsys.readouterr().err}"
+
+
+def torchrun(start: list[str], words: list[str]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *start, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)

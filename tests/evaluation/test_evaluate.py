@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers as hf
 from PIL import Image
 
 from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
+from clipdistill.evaluation.captioned import own_picture
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.evaluation.retrieval import text_image
-from clipdistill.models.huggingface import HuggingFaceEncoder
+from clipdistill.models.encoder import DualEncoder
+from clipdistill.models.huggingface import HuggingFaceEncoder, load
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer
@@ -76,6 +80,39 @@ def test_metrics_do_not_depend_on_the_models_beside(student: HuggingFaceEncoder)
     tasks = Tasks.open(retrieval="scenes:test?n=20", zeroshot="scenes:zeroshot?n=20")
     alone = evaluate({"a": student}, tasks)[0].metrics
     assert evaluate({"b": student, "a": student}, tasks)[1].metrics == alone
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> DualEncoder:
+    """A model of captions alone."""
+    path = tmp_path_factory.mktemp("reader")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    hf.BertModel(hf.BertConfig(**sizes, vocab_size=len(words))).save_pretrained(path)
+    hf.BertTokenizer(vocab={word: place for place, word in enumerate(words)}).save_pretrained(path)
+    return load(str(path))
+
+
+def test_a_model_of_captions_alone_lacks_the_image_tower(
+    reader: DualEncoder, student: HuggingFaceEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = Tasks.open(data=str(folder(tmp_path / "data", [f"caption {index}" for index in range(8)])))
+    found, _ = evaluate({"r": reader, "s": student}, tasks)
+    told = capsys.readouterr().err
+    for task in ("retrieval", "image_retrieval", "zeroshot"):
+        assert f"r has no image tower: {task} is left out for it" in told
+    assert (found.metrics, set(found.latency)) == ({}, {"text_ms"})
+    assert found.text_params == found.params == sum(one.numel() for one in reader.module.parameters()) > 0
+    assert found.image_params == 0
+    with pytest.raises(DataError, match=r"cannot be measured, for r has no image tower\.$"):
+        evaluate({"r": reader}, tasks)
+
+
+def test_suites_are_not_told_to_name_other_data() -> None:
+    encoder = build(StudentSpec(preset="scenes-vit"), seed=0, classes=("a", "b"))
+    tasks = replace(Tasks.open(retrieval="scenes:test?n=4"), ask=own_picture)
+    with pytest.raises(DataError, match=r"for v has no text tower\.$"):
+        evaluate({"v": encoder}, tasks)
 
 
 def test_what_the_data_lack_is_said(student: HuggingFaceEncoder) -> None:

@@ -314,9 +314,9 @@ def test_timm_that_cannot_be_imported_is_said(
     monkeypatch.syspath_prepend(tmp_path / "packages")
     monkeypatch.delitem(sys.modules, "timm")
     for attempt in (import_timm, lambda: load(str(tmp_path / "s"))):
-        with pytest.raises(ConfigError, match=f"timm cannot be imported here: .*{error}.* needs a torchvision"):
+        with pytest.raises(ModelError, match=f"timm cannot be imported here: .*{error}.* needs a torchvision"):
             attempt()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"pip install 'clipdistill\[open-clip\]'"):
+    with pytest.raises(ModelError, match=r"'timm' is .*not installed.* pip install 'clipdistill\[open-clip\]'"):
         import_timm()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -115,6 +116,19 @@ def test_sides_are_those_asked_for_or_all_there_are(small_model: str, tmp_path: 
     assert pictures.sides == "I"
     with pytest.raises(ConfigError, match=r"image embeddings are asked for, but the data .* no image side"):
         embed(tmp_path / "captions.txt", small_model, tmp_path / "x", sides="IT")
+
+
+def test_a_model_and_data_that_do_not_meet_are_said(small_model: str, tmp_path: Path) -> None:
+    config: Any = load(small_model).module.config
+    hf.CLIPVisionModelWithProjection(config.vision_config).save_pretrained(tmp_path / "seeing")
+    for file in Path(small_model).glob("preprocessor_config.json"):
+        (tmp_path / "seeing" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "captions.txt").write_text("a cat\na dog\n")
+    with pytest.raises(
+        ConfigError, match=r"seeing embeds pictures, the data .*captions\.txt have captions alone: there"
+    ):
+        embed(tmp_path / "captions.txt", str(tmp_path / "seeing"), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 DIE = """

@@ -5,7 +5,7 @@ Legend: ``b`` anchors, ``N`` candidates, ``D`` width at which both meet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from clipdistill.algebra.gather import gather, summed
 from clipdistill.algebra.nodes import Arrow, Node
 from clipdistill.algebra.objectives import PerRow
 from clipdistill.algebra.rows import Rows, unit
-from clipdistill.algebra.strips import cut
+from clipdistill.algebra.strips import by_strips, cut
 from clipdistill.algebra.term import NewScale, Scale, Term
 from clipdistill.algebra.widths import Widths, adapter_key
 from clipdistill.errors import RecipeError, did_you_mean
@@ -54,6 +54,25 @@ class Call:
     def strip(self, part: slice) -> Call:
         """The same for some of the rows."""
         return replace(self, rows=self.rows.strip(part), shared={})
+
+    def summed(self, values: Callable[[Call], Tensor], weights: Tensor) -> Tensor:
+        """The sum over all rows of values that are a sum over rows, ``[terms]``, strip by strip.
+
+        ``weights`` are those that its gradient will most likely be asked for.
+        """
+        nodes = [node for node in self.rows.units if not node.is_bank]
+
+        def strip(part: slice, anchors: list[Tensor], candidates: list[Tensor]) -> Tensor:
+            rows = self.rows.strip(part, dict(zip(nodes, anchors, strict=True)))
+            met = dict(zip(self.met, candidates, strict=True))
+            return values(replace(self, rows=rows, met=met, shared={}))
+
+        own = (self.learned.adapters, self.learned.scales, self.learned.biases)
+        given = (*self.given_scales.values(), *self.given_biases.values())
+        numbers: list[Tensor] = [parameter for part in own for parameter in part.parameters()]
+        numbers += [number for number in given if isinstance(number, Tensor)]
+        anchors = [self.rows.units[node] for node in nodes]
+        return by_strips(strip, self.strips, weights, anchors, list(self.met.values()), numbers)
 
     @property
     def strips(self) -> list[slice]:

@@ -172,12 +172,12 @@ class InteractionGraph(nn.Module):
 
     def _sums(self, terms: list[Term], call: Call) -> Tensor:
         """Every term's sum over this rank's rows, ``[terms]``: strip by strip, but for gradients, which cross them."""
-        strips = call.strips
         by_row = [term for term in terms if term.verb != "gradient"]
-        if len(strips) == 1 or not by_row:
+        if len(call.strips) == 1 or not by_row:
             return self._by_row(terms, call)
-        found = sum(recomputed(lambda part: self._by_row(by_row, call.strip(part)), part) for part in strips)
-        assert isinstance(found, Tensor)
+        known = self._known_weights()
+        weights = next(iter(call.rows.units.values())).new_tensor([known[term.name] for term in by_row])
+        found = call.summed(lambda strip: self._by_row(by_row, strip), weights)
         values = dict(zip([term.name for term in by_row], found.unbind(), strict=True))
         return torch.stack([values[t.name] if t.name in values else self._value(t, call) for t in terms])
 
@@ -297,8 +297,13 @@ class InteractionGraph(nn.Module):
                 self.measured[places] = self.measured.new_tensor(measure(terms, values, leaves, rows.split))
             except RecipeError as error:
                 raise RecipeError(f"recipe {self.recipe.name}: {error}") from error
-        found = dict(zip([term.name for term in measured], self.measured, strict=True))
-        return {t.name: found[t.name] if isinstance(t.weight, GradNorm) else t.weight for t in terms}
+        known = self._known_weights()
+        return {term.name: known[term.name] for term in terms}
+
+    def _known_weights(self) -> dict[str, float | Tensor]:
+        """The weight of every term; not a number where it is not measured yet."""
+        measured = iter(self.measured)
+        return {t.name: next(measured) if isinstance(t.weight, GradNorm) else t.weight for t in self.recipe.terms}
 
 
 def _affordable(term: Term, given: Mapping[Node, Tensor], labelled: bool) -> bool:

@@ -23,7 +23,7 @@ def infonce(logits: Float[Tensor, "B N"], positives: Bool[Tensor, "B N"]) -> Per
     With one positive per row this is the CLIP loss of one direction (arXiv 2103.00020,
     ``-1/B sum_i log P_ii``); with several it is ``L_out`` of supervised contrastive learning (arXiv 2004.11362).
     """
-    return -(shared(positives, logits) * logits.log_softmax(dim=1)).sum(dim=1)
+    return -(positives * logits.log_softmax(dim=1)).sum(dim=1) / positives.sum(dim=1)
 
 
 def sigmoid(logits: Float[Tensor, "B N"], positives: Bool[Tensor, "B N"]) -> PerRow:
@@ -41,7 +41,7 @@ def relation_ce(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B
     With one target TinyCLIP's affinity mimicking (arXiv 2309.12314); with several MobileCLIP's ensemble
     (arXiv 2311.17049), whose softmaxes are averaged and not its similarities.
     """
-    target = torch.stack([target.softmax(dim=1) for target in targets]).mean(dim=0)
+    target = _mean([target.softmax(dim=1) for target in targets])
     return -(target * logits.log_softmax(dim=1)).sum(dim=1)
 
 
@@ -50,13 +50,13 @@ def relation_kl(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B
 
     ``KL(Q; Z) = CE(Q; Z) - H(Q)``: the same gradient as :func:`relation_ce` when the target is constant.
     """
-    log_q = torch.stack([target.log_softmax(dim=1) for target in targets]).logsumexp(dim=0) - math.log(len(targets))
+    log_q = _log_mean([target.log_softmax(dim=1) for target in targets])
     return (log_q.exp() * (log_q - logits.log_softmax(dim=1))).sum(dim=1)
 
 
 def relation_mse(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B N"]]) -> PerRow:
     """Mean squared difference over the candidates: ConaCLIP's similarity distillation (SD)."""
-    return (logits - torch.stack(list(targets)).mean(dim=0)).square().mean(dim=1)
+    return (logits - _mean(targets)).square().mean(dim=1)
 
 
 def relation_sigmoid(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B N"]]) -> PerRow:
@@ -74,7 +74,17 @@ def relation_sigmoid_reference(logits: Float[Tensor, "B N"], targets: Sequence[F
 
 
 def _answers(targets: Sequence[Tensor]) -> Tensor:
-    return torch.stack([target.sigmoid() for target in targets]).mean(dim=0)
+    return _mean([target.sigmoid() for target in targets])
+
+
+def _mean(matrices: Sequence[Tensor]) -> Tensor:
+    """The mean of matrices; the only one as it is, which spares copies of the largest tensors there are."""
+    return matrices[0] if len(matrices) == 1 else torch.stack(list(matrices)).mean(dim=0)
+
+
+def _log_mean(logs: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean of what logarithms are given of."""
+    return logs[0] if len(logs) == 1 else torch.stack(list(logs)).logsumexp(dim=0) - math.log(len(logs))
 
 
 def feature_mse(rows: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> PerRow:

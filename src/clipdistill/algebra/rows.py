@@ -40,14 +40,15 @@ class Rows:
     all_keys: Tensor | None = None
     _everywhere: dict[Node, Tensor] = field(default_factory=dict)
     _positives: dict[str, Tensor] = field(default_factory=dict)
+    _anchors: dict[Node, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.keys is not None and self.all_keys is None:
             self.all_keys = gather(self.keys, self.split)
 
-    def strip(self, part: slice) -> Rows:
-        """The same rows, with some of this rank's as anchors."""
-        return replace(self, part=part, _positives={})
+    def strip(self, part: slice, anchors: Mapping[Node, Tensor] | None = None) -> Rows:
+        """The same rows, with some of this rank's as anchors; ``anchors`` if they are cut already."""
+        return replace(self, part=part, _positives={}, _anchors=dict(anchors or {}))
 
     @property
     def count(self) -> int:
@@ -56,7 +57,9 @@ class Rows:
 
     def anchors(self, node: Node) -> Float[Tensor, "b D"]:
         """The anchors of a node."""
-        return self.units[node][self.part]
+        if node not in self._anchors:
+            self._anchors[node] = self.units[node][self.part]
+        return self._anchors[node]
 
     def everywhere(self, node: Node) -> Float[Tensor, "N D"]:
         """The candidates of a node: the rows of all ranks, or those of a bank, which every rank has whole."""

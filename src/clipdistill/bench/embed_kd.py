@@ -72,13 +72,11 @@ def run(scope: Scope | None = None) -> Result:
             done += 1
             advance(done, part)
 
-        ask(
-            "clipdistill.bench.kd_inputs", folder=f"{folder}/data", vocabulary=scope.vocabulary, pictures=scope.pictures
-        )
+        draw(folder, scope)
         told("pictures")
         embedding, cases = {}, []
         for teacher in scope.teachers:
-            embedding[teacher] = _embed(folder, teacher, scope, told)
+            embedding[teacher] = embed(folder, teacher, scope, told)
             cases += [_case(folder, teacher, precision, scope, told) for precision in scope.precisions]
     return _result(scope, embedding, cases)
 
@@ -90,7 +88,12 @@ def _default() -> Scope:
     return Scope(pictures=1024, batch_size=256, steps={"live": 8, "stored": 16})
 
 
-def _embed(folder: Path, teacher: str, scope: Scope, told: Callable[[str], None]) -> dict[str, float]:
+def draw(folder: Path, scope: Scope) -> None:
+    """Draw the pictures of a run."""
+    ask("clipdistill.bench.kd_inputs", folder=f"{folder}/data", vocabulary=scope.vocabulary, pictures=scope.pictures)
+
+
+def embed(folder: Path, teacher: str, scope: Scope, told: Callable[[str], None]) -> dict[str, float]:
     """Make a teacher, and its store by ``clipdistill embed``; seconds of that command, rows, and bytes of the store."""
     model, store = folder / teacher, folder / f"{teacher}-store"
     spec = dict(scope.teachers[teacher])
@@ -110,7 +113,7 @@ def _case(folder: Path, teacher: str, precision: str, scope: Scope, told: Callab
     for _ in range(scope.rounds):
         for mode in MODES:
             uri = folder / (teacher if mode == "live" else f"{teacher}-store")
-            config = _run(folder, uri, precision, scope)
+            config = configure(folder, uri, precision, scope)
             found[mode].append(ask("clipdistill.bench.kd_steps", run=config, steps=scope.steps[mode]))
             told(f"{teacher} {precision} {mode}")
     live, stored = (_summary(found[mode], scope.batch_size) for mode in MODES)
@@ -123,7 +126,7 @@ def _case(folder: Path, teacher: str, precision: str, scope: Scope, told: Callab
     return {"teacher": teacher, "precision": precision, "live": live, "stored": stored, "ratios": ratios}
 
 
-def _run(folder: Path, teacher: Path, precision: str, scope: Scope) -> dict[str, Any]:
+def configure(folder: Path, teacher: Path, precision: str, scope: Scope) -> dict[str, Any]:
     """The run that is measured: whole pictures, for those were embedded."""
     return {
         "recipe": "clip-kd",

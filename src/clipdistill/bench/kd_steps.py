@@ -21,33 +21,48 @@ from clipdistill.data.batches import Batch
 from clipdistill.data.workers import load
 from clipdistill.teachers.teacher import LiveTeacher
 from clipdistill.training import preflight
+from clipdistill.training.ranks import joined
 from clipdistill.training.setup import Setup, prepare
 
 #: Where the time of a step goes, in order: reading and decoding that the step has to wait for, the student's towers,
 #: the teacher's towers or the store's rows, the losses, the gradients, clipping and the optimiser.
 PARTS = ("batch", "student", "teacher", "graph", "backward", "optimiser")
-_WARM_UP = 1
+#: What several processes do after the gradients: average them.
+COMMUNICATION = "communication"
 
 Lap = Callable[[str], None]
 
 
-def measure(run: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Train ``steps`` steps of a run after one that warms up.
+def measure(run: dict[str, Any], steps: int, warm_up: int = 1, way: str = "eager") -> dict[str, Any]:
+    """Train ``steps`` steps of a run after some that warm up, as one of several processes if torchrun has started them.
 
     Returns the seconds of each step, the median seconds of its parts, and in bytes the parameters of all models that
-    are held, and the most memory that the process, or on a GPU its tensors, have taken.
+    are held, and the most memory that the process, or on a GPU its tensors, have taken. ``way`` is ``eager``,
+    ``compile`` (the student's towers by torch.compile) or ``channels_last`` (the memory format of its weights).
     """
-    setup = prepare(make_run(run))
-    stream = load(setup.batches, setup.order.walk(0, steps + _WARM_UP), setup.config.train.workers)
-    laps = [_step(setup, stream) for _ in range(steps + _WARM_UP)][_WARM_UP:]
-    return {
-        "steps": [sum(lap.values()) for lap in laps],
-        "parts": {part: median(lap[part] for lap in laps) for part in PARTS},
-        "model_bytes": model_bytes(setup),
-        "peak_bytes": peak_memory(setup.device),
-        "student_parameters": preflight.count(setup.student.module),
-        "device": setup.device.type,
-    }
+    with joined() as ranks:
+        setup = prepare(make_run(run), ranks)
+        _change(setup.student.module, way)
+        walk = ranks.shares(setup.order.walk(0, steps + warm_up))
+        stream = load(setup.batches, walk, setup.config.train.workers)
+        laps = [_step(setup, stream) for _ in range(steps + warm_up)][warm_up:]
+        return {
+            "steps": [sum(lap.values()) for lap in laps],
+            "parts": {part: median(lap[part] for lap in laps) for part in laps[0]},
+            "model_bytes": model_bytes(setup),
+            "peak_bytes": peak_memory(setup.device),
+            "student_parameters": preflight.count(setup.student.module),
+            "device": setup.device.type,
+            "rank": ranks.rank,
+        }
+
+
+def _change(module: torch.nn.Module, way: str) -> None:
+    if way == "compile":
+        for tower in module.children():
+            tower.compile()
+    if way == "channels_last":
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def forward(setup: Setup, batch: Batch, lap: Lap) -> Losses:
@@ -98,6 +113,9 @@ def _step(setup: Setup, stream: Iterator[Batch]) -> dict[str, float]:
     losses = forward(setup, batch, lap)
     losses.total.backward()  # type: ignore[no-untyped-call]
     lap("backward")
+    if setup.ranks.world > 1:
+        setup.ranks.average(setup.optimiser.parameters)
+        lap(COMMUNICATION)
     setup.optimiser.clip(setup.config.train.clip_norm)
     setup.optimiser.step(1.0)
     lap("optimiser")
@@ -105,4 +123,6 @@ def _step(setup: Setup, stream: Iterator[Batch]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(**json.loads(sys.argv[1]))))
+    found = measure(**json.loads(sys.argv[1]))
+    if not found.pop("rank"):  # the first process speaks for all
+        print(json.dumps(found))

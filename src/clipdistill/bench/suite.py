@@ -15,7 +15,7 @@ from clipdistill.files import write_text
 from clipdistill.models.bundle import versions
 
 #: One module of this folder each, the quick ones first.
-NAMES = ("precision", "transform", "store", "embed-kd")
+NAMES = ("precision", "transform", "store", "step", "loss", "embed-kd")
 
 
 def run(names: Sequence[str], file: Path | None, tell: Callable[[str], object]) -> None:

@@ -20,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(training.demo)
+app.command()(training.plan)
 app.command()(training.distill)
 app.command(name="eval")(evaluation.evaluate)
 app.command()(store.embed)

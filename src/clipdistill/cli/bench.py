@@ -10,7 +10,7 @@ import typer
 
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="precision, transform, store, embed-kd; all without a name.")
+        list[str] | None, typer.Argument(help="precision, transform, store, step, loss, embed-kd; all without a name.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the ratios and all that was measured here.")

@@ -12,7 +12,9 @@ app = typer.Typer(help="Look at data before training on them, convert and mix th
 
 @app.command()
 def check(
-    uri: Annotated[str, typer.Argument(help="A folder, a CSV, TSV, JSONL or parquet file, or scenes:...")],
+    uri: Annotated[
+        str, typer.Argument(help="A folder, table, shards, hf:org/name, mix.yaml, ...: anything docs/data.md names.")
+    ],
     against: Annotated[str | None, typer.Option(help="Data that must not share pictures with it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:

@@ -13,7 +13,7 @@ app = typer.Typer(help="Look after stored embeddings.", no_args_is_help=True)
 
 
 def embed(
-    data: Annotated[str, typer.Argument(help="A folder, a table, captions or scenes:...; see 'data check'.")],
+    data: Annotated[str, typer.Argument(help="Pictures, captions or both: anything docs/data.md names.")],
     model: Annotated[str, typer.Option(help="Model folder or hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the store.")],
     words: Annotated[

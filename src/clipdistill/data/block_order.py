@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clipdistill.data.order import Order, check_fit, generator, walk_epochs
 from clipdistill.data.remote import WINDOW, Remote
-from clipdistill.data.samples import Source, TarMember
+from clipdistill.data.samples import Source, file_of
 from clipdistill.errors import DataError
 
 
@@ -98,9 +98,9 @@ def fetch_ahead(items: Iterable[tuple[int, list[int]]], source: Source) -> Itera
 def _fetch_all(source: Source, starts: NDArray[np.int64], wanted: SimpleQueue[int | None]) -> None:
     while (block := wanted.get()) is not None:
         with suppress(DataError):
-            picture = source[int(starts[block])].image
-            if isinstance(picture, TarMember) and isinstance(picture.path, Remote):
-                picture.path.local()
+            file = file_of(source[int(starts[block])].image)
+            if isinstance(file, Remote):
+                file.local()
 
 
 def _blocks(source: Source) -> Sequence[int] | None:

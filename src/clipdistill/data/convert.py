@@ -76,8 +76,9 @@ def convert(
     if per_file < 1:
         raise DataError(f"samples per file: found {per_file}, expected 1 or more")
     finals = _finals(target, kind)
-    for path in finals.values():
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    for name, path in finals.items():
+        replaced = name == "whole" and path.is_dir() and not any(path.iterdir())  # a folder, by the one that is written
+        if path.exists() and not replaced:
             raise DataError(f"{path}: there is something already. Remove it, or choose another destination.")
     source = pairs(data) if isinstance(data, (str, Path)) else data
     survey = _survey(source, kind)

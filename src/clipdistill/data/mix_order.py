@@ -21,6 +21,8 @@ from clipdistill.data.samples import Source, key64
 from clipdistill.data.sources.mix import Mixed
 from clipdistill.errors import DataError
 
+_STORED = 720_720  # a multiple of every number up to 16: adding it leaves the view of a store as it is
+
 
 @dataclass(frozen=True)
 class MixOrder:
@@ -75,8 +77,9 @@ class MixOrder:
     def walk(self, start: int, stop: int) -> Iterator[tuple[int, list[int]]]:
         """Yield ``(view, sample positions)`` for the batches ``start`` to ``stop - 1``.
 
-        The view is the number of the pass through the part that is walked most often, so that its samples are shown
-        in another way whenever they come again, also within an epoch.
+        No two batches have the same view, so that samples are shown in another way whenever they come again in another
+        one, also within an epoch. Modulo the count of a store's views, up to 16 of them, it is the number of the pass
+        through the part that is walked most often: these take turns.
         """
         offsets = [0, *accumulate(self.sizes)]
         passes: dict[int, tuple[int, NDArray[np.int64]]] = {}
@@ -92,7 +95,8 @@ class MixOrder:
             )
             # The ranks of a distributed run take a batch in slices: each gets some of every part.
             mixed = np.random.Generator(np.random.Philox([self.seed, batch])).permutation(rows)
-            yield max((last - 1) // size for last, size in zip(after, self.sizes, strict=True)), mixed.tolist()
+            passed = max((last - 1) // size for last, size in zip(after, self.sizes, strict=True))
+            yield passed + batch * _STORED, mixed.tolist()
             before = after
 
     @cached_property

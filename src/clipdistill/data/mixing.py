@@ -26,10 +26,9 @@ def write_mix(parts: Sequence[str], out: str | Path) -> Mixed:
     if path.exists():
         raise DataError(f"{path}: there is such a file already. Remove it, or choose another name.")
     told = [_part(word) for word in parts]
+    mixed = open_parts(told, Path(), pairs, str(path))
+    entries = [{"data": seen_from(part.data, path.parent), "weight": _short(part.weight)} for part in told]
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = [Part(seen_from(part.data, path.parent), part.weight) for part in told]
-    mixed = open_parts(written, path.parent, pairs, str(path))
-    entries = [{"data": part.data, "weight": _short(part.weight)} for part in written]
     write_text(path, yaml.safe_dump({"mix": entries}, sort_keys=False, allow_unicode=True))
     return mixed
 

@@ -5,6 +5,7 @@
     ~/.cache/clipdistill/shards/      or $CLIPDISTILL_CACHE
         NAME.tar                      a copy; those used longest ago go first when $CLIPDISTILL_CACHE_GB (50) are full
         NAME.tar.index.json, .texts   what is in it, and its captions: small, and kept when the copy goes
+        NAME.tar.words                both, of a parquet file, whose copy is called like that of a tar
         NAME.tar.lock                 held by the one process that fetches it
         NAME.tar.ID.part              what it has so far
 
@@ -77,7 +78,7 @@ class Remote:
     def cached(self) -> Path:
         """Where its copy lies, if it is there."""
         name = hashlib.blake2b(json.dumps([self.url, self.mark]).encode(), digest_size=16).hexdigest()
-        return _folder() / f"{name}.tar"
+        return cache_folder() / f"{name}.tar"
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Open its copy, fetched first if it is not there; raises :class:`DataError` if that cannot be done.
@@ -88,7 +89,9 @@ class Remote:
             path = self.local()
             with suppress(FileNotFoundError):  # it has just made room for another one
                 return path.open(mode)
-        raise DataError(f"{self.url}: left the cache {_folder()} as soon as it was fetched. Raise {_limit_told()}.")
+        raise DataError(
+            f"{self.url}: left the cache {cache_folder()} as soon as it was fetched. Raise {_limit_told()}."
+        )
 
     def known(self) -> Remote:
         """The same with its size and content, fetched if it is not there."""
@@ -165,7 +168,7 @@ def _state(system: Any, path: str, url: str) -> tuple[str, int | None]:
     """What tells that the content is the same, and its size in bytes, if the server says so."""
     info: Mapping[str, Any] = system.info(path)
     if info.get("type") == "directory":
-        raise DataError(f"{url}: found a folder, expected a file. Name the tars in it: {url.rstrip('/')}/*.tar")
+        raise DataError(f"{url}: found a folder, expected a file. Name those in it, such as {url.rstrip('/')}/*.tar")
     told = {re.sub("[^a-z0-9]", "", key.lower()): value for key, value in info.items() if value is not None}
     mark = next((str(told[key]) for key in _MARKS if key in told), "")
     return json.dumps([mark, info.get("size")]), info.get("size")
@@ -285,7 +288,8 @@ def _changed(remote: Remote) -> DataError:
     return DataError(f"{remote.url}: its content has changed since it was opened. Start again with it as it is now.")
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Where copies of shards and their indices are kept."""
     home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(os.environ.get("CLIPDISTILL_CACHE") or Path(home) / "clipdistill" / "shards").expanduser().absolute()
 

@@ -148,6 +148,12 @@ def gives(source: Source) -> str:
     return "".join(sorted(found))
 
 
+def file_of(picture: Picture | None) -> Path | Remote | None:
+    """The larger file that a picture is kept inside, with others; None for one that is on its own."""
+    file: Path | Remote | None = getattr(picture, "path", None)
+    return file
+
+
 def from_base64(text: bytes) -> bytes:
     """Decode base64 in either alphabet; raises :class:`DataError` for text that is none."""
     try:

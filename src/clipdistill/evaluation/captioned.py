@@ -18,13 +18,12 @@ import numpy as np
 
 from clipdistill.data.samples import Source
 from clipdistill.data.sources import from_samples, pairs
-from clipdistill.data.sources.annotations import read_annotations
+from clipdistill.data.sources.annotations import IMAGE_FOLDERS, read_annotations
 from clipdistill.data.sources.tables import read_text
 from clipdistill.errors import DataError
 from clipdistill.evaluation.evaluate import Gallery, Questions
 
 HUMAN = "imageid.human-written-caption.txt"
-_FOLDERS = ("images", "Images", "flickr30k-images", "flickr30k_images")
 
 
 def open_karpathy(root: Path, file: str) -> Source:
@@ -65,7 +64,7 @@ def each_text(gallery: Gallery) -> Questions:
 
 def _folder(root: Path) -> Path:
     """Where the pictures of a benchmark are looked for: below a folder with a usual name, or below its own."""
-    return next((root / name for name in _FOLDERS if (root / name).is_dir()), root)
+    return next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root)
 
 
 def _images(root: Path) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clipdistill.data.samples import Sample, Source
 from clipdistill.data.sources import from_samples
 from clipdistill.errors import DataError
-from clipdistill.evaluation.class_folders import Vocabulary, distinct, sentences
+from clipdistill.evaluation.class_folders import Vocabulary, sentences
 from clipdistill.evaluation.zeroshot import Classes
 
 ARCHIVE = "cifar-100-python"
@@ -51,13 +51,13 @@ def open_archive(root: Path, folder: Path, vocabulary: Vocabulary) -> tuple[Sour
         raise DataError(f"{folder / 'meta'}: {unknown[0]!r} is no class of CIFAR-100. Download the archive again.")
     if bad := [number for number in numbers if not isinstance(number, int) or not 0 <= number < len(keys)]:
         raise DataError(f"{folder / 'test'}: found the label {bad[0]!r}, but meta names {len(keys)} classes.")
-    names = tuple(name_of[key] for key in keys)
-    labels = distinct(names, keys)
+    places = [vocabulary.keys.index(key) for key in keys]
+    classes = vocabulary.classes(places, [name_of[key] for key in keys], sentences(root, folder, vocabulary))
     samples = [
-        Sample(f"{index:05d}", picture, {}, labels[number])
+        Sample(f"{index:05d}", picture, {}, classes.labels[number])
         for index, (number, picture) in enumerate(zip(numbers, pixels, strict=True))
     ]
-    return from_samples(samples, str(folder)), Classes(labels, names, sentences(root, folder, vocabulary))
+    return from_samples(samples, str(folder)), classes
 
 
 def _pixels(rows: Any, count: int, where: Path) -> NDArray[np.uint8]:

@@ -31,24 +31,31 @@ NAMES, CHINESE_NAMES, SENTENCES = "classnames.txt", "label_cn.txt", "templates.t
 class Vocabulary:
     """A benchmark's classes in its order: ``keys`` are what folders are called, ``names`` what that means.
 
-    ``names`` is None where only a file beside the folders can tell, ``label_cn.txt``.
+    ``names`` is None where only a file beside the folders can tell, ``label_cn.txt``. ``published`` are English
+    names in the order in which classifiers of the benchmark have their classes, none where there is no such order.
     """
 
     keys: tuple[str, ...]
     names: tuple[str, ...] | None
     templates: tuple[str, ...]
+    published: tuple[str, ...] = ()
+
+    def classes(self, numbers: Sequence[int], names: Sequence[str], templates: Sequence[str]) -> Classes:
+        """Return the classes with these numbers."""
+        labels = distinct(names, [self.keys[number] for number in numbers])
+        return Classes(labels, tuple(names), tuple(templates), tuple(numbers), self.published)
 
 
 def imagenet(chinese: bool = False) -> Vocabulary:
     """ImageNet's 1,000 classes by WordNet id."""
     keys, names = _columns("imagenet.tsv")
-    return Vocabulary(keys, None if chinese else names, _templates("imagenet-templates.txt", chinese))
+    return Vocabulary(keys, None if chinese else names, _templates("imagenet-templates.txt", chinese), names)
 
 
 def cifar100(chinese: bool = False) -> Vocabulary:
     """CIFAR-100's classes by the names in its archive."""
     keys, english, own = _columns("cifar100.tsv")
-    return Vocabulary(keys, own if chinese else english, _templates("cifar-templates.txt", chinese))
+    return Vocabulary(keys, own if chinese else english, _templates("cifar-templates.txt", chinese), english)
 
 
 def numbered(folder: Path, chinese: bool) -> Vocabulary:
@@ -81,13 +88,13 @@ def open_classes(root: Path, splits: Sequence[str], vocabulary: Vocabulary, ever
     names = _lines(own) if own else tuple(_all_names(vocabulary, root, folder)[number] for number in told)
     if len(names) != len(told):
         raise DataError(f"{own}: found {len(names)} names for the {len(told)} folders of {folder}; give one each.")
-    labels = distinct(names, [vocabulary.keys[number] for number in told])
+    classes = vocabulary.classes(told, names, sentences(root, folder, vocabulary))
     samples = [
         Sample(f"{numbers[number]}/{path.name}", path, {}, label)
-        for number, label in zip(told, labels, strict=True)
+        for number, label in zip(told, classes.labels, strict=True)
         for path in pictures[numbers[number]]
     ]
-    return from_samples(samples, str(folder)), Classes(labels, names, sentences(root, folder, vocabulary))
+    return from_samples(samples, str(folder)), classes
 
 
 def distinct(names: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
@@ -108,21 +115,46 @@ def sentences(root: Path, folder: Path, vocabulary: Vocabulary) -> tuple[str, ..
 
 
 def _pictures(folder: Path) -> dict[str, list[Path]]:
-    """The pictures of each class folder."""
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    found = {entry.name: _images(entry.iterdir()) for entry in entries if entry.is_dir()}
+    """The pictures of each class folder; every picture there is must be in one, and not deeper."""
+    entries = _seen(folder)
+    found = {entry.name: _images(_in_class(entry)) for entry in entries if entry.is_dir()}
+    if loose := _images(entries):
+        raise DataError(
+            f"{folder}: {len(loose)} pictures lie loose, the first is {loose[0].name}; expected a folder per class, "
+            "with its pictures in it. Put them into their folders, or elsewhere."
+        )
     if not found:
-        loose = len(_images(entries))
-        what = f"{loose} pictures lie loose" if loose else "there is nothing to classify"
-        raise DataError(f"{folder}: {what}; expected a folder per class, with its pictures in it.")
+        raise DataError(
+            f"{folder}: there is nothing to classify; expected a folder per class, with its pictures in it."
+        )
     for name, pictures in found.items():
         if not pictures:
             raise DataError(f"{folder / name}: there are no pictures in the folder of this class. Put them there.")
     return found
 
 
+def _in_class(folder: Path) -> list[Path]:
+    """What lies in a class folder, none of it a folder of pictures."""
+    entries = _seen(folder)
+    for entry in entries:
+        deeper = entry.suffix.lower() not in IMAGE_SUFFIXES and entry.is_dir()
+        if deeper and (lost := _images(entry.rglob("*"))):
+            raise DataError(
+                f"{entry}: {len(lost)} pictures lie too deep, the first is {lost[0].name}; expected the pictures of a "
+                f"class in its folder at once. Put them into {folder}, or elsewhere."
+            )
+    return entries
+
+
+def _seen(folder: Path) -> list[Path]:
+    """What lies in a folder and is not hidden."""
+    return [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+
+
 def _images(entries: Iterable[Path]) -> list[Path]:
-    return sorted(entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES)
+    """The pictures among them; macOS puts a hidden ``._1.jpg`` beside ``1.jpg``."""
+    images = (entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(entry for entry in images if not entry.name.startswith("."))
 
 
 def _numbers(folders: Iterable[str], vocabulary: Vocabulary, every: bool, where: Path) -> dict[int, str]:
@@ -175,9 +207,9 @@ def _beside(root: Path, folder: Path, file: str) -> Path | None:
 
 def _lines(file: Path) -> tuple[str, ...]:
     """The lines of a file, none empty but at its end."""
-    lines = [line.strip() for line in read_text(file).rstrip().splitlines()]
-    if not all(lines) or not lines:
-        where = f"{file}:{lines.index('') + 1}" if lines else str(file)
+    lines = [line.strip() for line in read_text(file).rstrip().split("\n")]
+    if not all(lines):
+        where = f"{file}:{lines.index('') + 1}" if any(lines) else str(file)
         raise DataError(f"{where}: found nothing, expected one name or sentence per line.")
     return tuple(lines)
 

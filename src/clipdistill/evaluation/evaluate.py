@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipdistill.data import captions as scene_captions
 from clipdistill.data.batches import Batches, Inlet, in_turn
-from clipdistill.data.labels import class_numbers, labels_of
+from clipdistill.data.labels import labels_of
 from clipdistill.data.samples import Sample, Source, is_chinese
 from clipdistill.data.sources import pairs
 from clipdistill.data.workers import load, naming_dead_workers
@@ -157,15 +157,18 @@ def evaluate(
     chosen = {name: source for name in ("retrieval", "image_retrieval", "zeroshot") if (source := getattr(tasks, name))}
     if not chosen:
         raise DataError("there is nothing to evaluate: the data have neither captions nor labels nor groups.")
-    able = _able(models, chosen)
+    able = _able(models, chosen, suite=bool(tasks.classes or tasks.ask))
     found = {name: _about(name, encoder) for name, encoder in models.items()}
     for source in {source.uri: source for source in chosen.values()}.values():
         served = [task for task in chosen if chosen[task].uri == source.uri]
         seeing = {name: encoder for name, encoder in models.items() if any(name in able[task] for task in served)}
         sorting = [name for name in seeing if models[name].classes and "zeroshot" in served]
         labels = labels_of(source) if sorting else {}
-        classes = {name: class_numbers(labels, models[name].classes, source.uri, models[name].uri) for name in sorting}
-        for name, gallery in _embed(seeing, source, workers, max_broken, classes).items():
+        asked = {
+            name: classify.answers(labels, models[name].classes, tasks.classes, source.uri, models[name].uri)
+            for name in sorting
+        }
+        for name, gallery in _embed(seeing, source, workers, max_broken, asked).items():
             seen = replace(gallery, ask=tasks.ask)
             found[name].galleries |= {task: seen for task in served if name in able[task]}
             found[name].skipped = max(found[name].skipped, len(source) - len(gallery.samples))
@@ -174,25 +177,31 @@ def evaluate(
     return list(found.values())
 
 
-def _able(models: Mapping[str, DualEncoder], tasks: Iterable[str]) -> dict[str, list[str]]:
+def _able(models: Mapping[str, DualEncoder], tasks: Iterable[str], suite: bool) -> dict[str, list[str]]:
     """Return which models can do each task, and say which cannot; raise DataError if none can do any."""
-    able = {task: [name for name, encoder in models.items() if _can(encoder, task)] for task in tasks}
+    lacks = {task: {name: _lacks(encoder, task) for name, encoder in models.items()} for task in tasks}
+    able = {task: [name for name, lack in by_name.items() if not lack] for task, by_name in lacks.items()}
     if not any(able.values()):
+        told = dict.fromkeys(f"{name} has no {lack}" for by_name in lacks.values() for name, lack in by_name.items())
+        instead = any("I" in encoder.sides for encoder in models.values()) and not suite
         raise DataError(
-            f"there is nothing to evaluate: {', '.join(able)} cannot be measured without a text tower"
-            f"{' or a classifier head' if 'zeroshot' in able else ''}, and {', '.join(models)} "
-            f"{'has' if len(models) == 1 else 'have'} none. Name labelled data as image_retrieval instead."
+            f"there is nothing to evaluate: {', '.join(able)} cannot be measured, for {', '.join(told)}."
+            f"{' Name labelled data as image_retrieval instead.' if instead else ''}"
         )
-    for task, names in able.items():
-        for name in models:
-            if name not in names:
-                console.print(f"{name} has no text tower: {task} is left out for it", markup=False)
+    for task, by_name in lacks.items():
+        for name, lack in by_name.items():
+            if lack:
+                console.print(f"{name} has no {lack}: {task} is left out for it", markup=False)
     return able
 
 
-def _can(encoder: DualEncoder, task: str) -> bool:
-    needs = "I" if task == "image_retrieval" or (task == "zeroshot" and encoder.classes) else "IT"
-    return set(needs) <= set(encoder.sides)
+def _lacks(encoder: DualEncoder, task: str) -> str:
+    """What a model would need for a task and has not; empty if it can do it."""
+    if "I" not in encoder.sides:
+        return "image tower"
+    if task == "image_retrieval" or "T" in encoder.sides or (task == "zeroshot" and encoder.classes):
+        return ""
+    return "text tower or classifier head" if task == "zeroshot" else "text tower"
 
 
 @torch.no_grad()
@@ -212,15 +221,15 @@ def _embed(
     source: Source,
     workers: int,
     max_broken: int,
-    classes: Mapping[str, Mapping[str, int]],
+    asked: Mapping[str, classify.Answers],
 ) -> dict[str, Gallery]:
     """Embed every readable picture of a source under every model; each picture is decoded once.
 
-    ``classes`` are the classes of the samples, by id, for every classifier whose head is to be tried.
+    ``asked`` is what every classifier whose head is to be tried has to answer.
     """
     inlets = {name: Inlet.of(encoder, "I") for name, encoder in models.items()}
     rows: dict[str, list[Rows]] = {name: [] for name in models}
-    ranks: dict[str, list[NDArray[np.intp]]] = {name: [] for name in classes}
+    ranks: dict[str, list[NDArray[np.intp]]] = {name: [] for name in asked}
     contents: dict[str, int] = {}
     skipped: list[tuple[str, str]] = []
     with naming_dead_workers(), progress(f"embedding {source.uri}", len(source), "pictures") as advance:
@@ -228,9 +237,9 @@ def _embed(
             contents |= dict(zip(batch.ids, batch.groups[:, 0].tolist() if batch.ids else [], strict=True))
             skipped += batch.skipped
             for name, encoder in models.items() if batch.ids else ():
-                if name in classes:
+                if name in asked:
                     images, logits = _classified(encoder, batch.pixels[name])
-                    ranks[name].append(classify.label_ranks(logits, [classes[name].get(id, -1) for id in batch.ids]))
+                    ranks[name].append(asked[name].ranks(logits, batch.ids))
                 else:
                     images = _move_and(encoder, encoder.images, batch.pixels[name])
                 rows[name].append(images)
@@ -241,9 +250,7 @@ def _embed(
         raise DataError(f"none of the {len(source)} pictures of {source.uri} can be read.")
     keys = [contents[sample.id] for sample in samples]
     return {
-        name: Gallery(
-            samples, np.concatenate(rows[name]), keys, np.concatenate(ranks[name]) if name in classes else None
-        )
+        name: Gallery(samples, np.concatenate(rows[name]), keys, np.concatenate(ranks[name]) if name in asked else None)
         for name in models
     }
 
@@ -336,10 +343,12 @@ def class_prompts(labels: Sequence[str]) -> tuple[list[str], list[list[str]]]:
 
 
 def _about(name: str, encoder: DualEncoder) -> Evaluation:
-    sizes = {"text": 0, "other": 0}
+    """One model before it has seen anything; parameters of neither tower count as the image tower's."""
+    sizes = {"I": 0, "T": 0}
     for key, parameter in encoder.module.named_parameters():
-        sizes["text" if key.startswith("text") else "other"] += parameter.numel()
-    return Evaluation(name, encoder.uri, sum(sizes.values()), sizes["other"], sizes["text"])
+        side = "T" if key.startswith("text") else "I"
+        sizes[side if side in encoder.sides else encoder.sides] += parameter.numel()
+    return Evaluation(name, encoder.uri, sum(sizes.values()), sizes["I"], sizes["T"])
 
 
 @torch.no_grad()

@@ -57,12 +57,15 @@ class Classes:
     """The classes that pictures are told apart by, ``C`` of them.
 
     ``labels [C]`` are what samples call them, all different; ``names [C]`` are put into each of ``templates``,
-    sentences with ``{}`` in them.
+    sentences with ``{}`` in them. Where classifiers have heads for a benchmark, ``published [K]`` names all of its
+    classes in their order, and ``numbers [C]`` are the places of these among them.
     """
 
     labels: tuple[str, ...]
     names: tuple[str, ...]
     templates: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+    published: tuple[str, ...] = ()
 
     @property
     def prompts(self) -> list[list[str]]:

@@ -104,7 +104,7 @@ class Known:
 
     def content(self, config: RunConfig) -> str:
         """Return a hash of all that a run's result depends on, 12 hexadecimal digits; where files lie is not."""
-        content = {key: value for key, value in config.model_dump().items() if key != "out"}
+        content = {key: value for key, value in config.model_dump().items() if key not in ("out", "track")}
         content["train"] = {key: value for key, value in content["train"].items() if ("train", key) not in FREE}
         content["recipe"] = Recipe.load(config.recipe).to_dict()["terms"]
         content["data"] = self.data(config.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from clipdistill.errors import ConfigError
 from clipdistill.evaluation.evaluate import Evaluation, Tasks, evaluate
 from clipdistill.evidence.report import write_report
 from clipdistill.models.encoder import DualEncoder
+from clipdistill.models.hub import OPEN_CLIP
 from clipdistill.models.huggingface import load
 from clipdistill.models.narrow import narrow
 from clipdistill.progress import console
@@ -105,15 +107,21 @@ def report_on(
 
 
 def short_names(uris: Sequence[str]) -> list[str]:
-    """A short name each: the folder's own, its parent's for a run's student, numbered where they repeat."""
+    """A short name each, numbered where they repeat."""
     names: list[str] = []
-    for uri in uris:
-        path = Path(uri.rstrip("/"))
-        inside_run = path.name == STUDENT and (path.parent / RECORD).is_file()
-        name = path.parent.name if inside_run else path.name
-        taken = names.count(name)
-        names.append(f"{name} {taken + 1}" if taken else name)
+    for own in map(_short_name, uris):
+        numbered = (f"{own} {number}" for number in count(2))
+        names.append(next(name for name in chain([own], numbered) if name not in names))
     return names
+
+
+def _short_name(uri: str) -> str:
+    """The folder's own name, its parent's for a run's student, with open_clip's architecture before its weights."""
+    path = Path(uri.rstrip("/"))
+    if uri.startswith(OPEN_CLIP[0]):
+        return f"{uri.removeprefix(OPEN_CLIP[0]).partition('/')[0]} {path.name}"
+    inside_run = path.name == STUDENT and (path.parent / RECORD).is_file()
+    return path.parent.name if inside_run else path.name
 
 
 def _facts(folder: Path) -> dict[str, Any]:

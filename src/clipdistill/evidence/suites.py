@@ -73,7 +73,7 @@ def parse(suites: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"--suite {word}: expected NAME=FOLDER, as flickr30k=photos/flickr30k.")
         if name in folders:
             raise ConfigError(f"--suite {name} is given twice, for {folders[name]} and {folder}; run it once for each.")
-        folders[name] = Path(folder)
+        folders[name] = Path(folder).expanduser()
     return folders
 
 

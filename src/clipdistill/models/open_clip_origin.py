@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from clipdistill.errors import ConfigError, ModelError, did_you_mean, need
+from clipdistill.errors import ModelError, did_you_mean
+from clipdistill.models import import_library
 from clipdistill.models.hub import OPEN_CLIP, OPEN_CLIP_CONFIG, model_folder
 from clipdistill.models.torch_files import read_tensors
 
@@ -39,14 +38,8 @@ class Origin:
 
 
 def library() -> Any:
-    """Import open_clip; raises :class:`ModelError` where it, or the torchvision that it needs, cannot be imported."""
-    try:
-        return need("open_clip", "open-clip")
-    except (ConfigError, RuntimeError, AttributeError, OSError) as error:
-        raise ModelError(
-            f"open_clip cannot be imported here: {error}. It also needs a torchvision that was built for torch "
-            f"{torch.__version__}, from the same index."
-        ) from error
+    """Import open_clip; see :func:`clipdistill.models.import_library`."""
+    return import_library("open_clip")
 
 
 def find(uri: str, weights: bool = True) -> Origin:

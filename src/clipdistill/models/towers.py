@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import importlib
-import importlib.util
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -28,7 +26,8 @@ from transformers import (
     VisionTextDualEncoderConfig,
 )
 
-from clipdistill.errors import ConfigError, did_you_mean, need
+from clipdistill.errors import ConfigError, did_you_mean
+from clipdistill.models import import_library
 from clipdistill.models.hub import model_folder
 from clipdistill.models.huggingface import HuggingFaceEncoder, model_type, quiet
 from clipdistill.models.presets import Preset, tower_name
@@ -77,16 +76,8 @@ def dual_encoder_config(shape: Preset, image_size: int | None, text: Any) -> Vis
 
 
 def import_timm() -> ModuleType:
-    """Import timm; raises :class:`ConfigError` where it, or the torchvision that it needs, cannot be imported."""
-    if importlib.util.find_spec("timm") is None:
-        return need("timm", "open-clip")
-    try:
-        return importlib.import_module("timm")
-    except (ImportError, RuntimeError, AttributeError, OSError) as error:  # a torchvision built for another torch
-        raise ConfigError(
-            f"timm cannot be imported here: {type(error).__name__}: {error}. It needs a torchvision that belongs to "
-            f"torch {torch.__version__}. Install one, or choose a tower of transformers, such as preset swin-t."
-        ) from error
+    """Import timm; see :func:`clipdistill.models.import_library`."""
+    return import_library("timm")
 
 
 def import_for(path: Path) -> None:

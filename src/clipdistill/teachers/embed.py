@@ -142,7 +142,14 @@ def _precision(device: torch.device, precision: str, begun: dict[str, Any]) -> s
 
 def _sides(sides: str | None, encoder: DualEncoder, source: Source) -> str:
     """The sides to embed, checked against what model and data have; raises ConfigError."""
-    both = set(encoder.sides) & set(gives(source))
+    given = gives(source)
+    both = set(encoder.sides) & set(given)
+    if sides is None and given and not both:
+        made, there = ("captions", "pictures") if given == "I" else ("pictures", "captions")
+        raise ConfigError(
+            f"the model {encoder.uri} embeds {made}, the data {source.uri} have {there} alone: "
+            "there is nothing to embed."
+        )
     wanted = both if sides is None else set(sides)
     if not wanted or not wanted <= set("IT"):
         raise ConfigError(f"sides are {sides!r}, expected 'IT', 'I' or 'T'; model and data have {sorted(both)}.")

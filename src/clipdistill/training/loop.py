@@ -26,7 +26,7 @@ from clipdistill.errors import ConfigError, DataError, InterruptedRunError, Trai
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.models.device import choose_device, choose_precision
 from clipdistill.progress import console, progress
-from clipdistill.training import checkpoint, run_folder
+from clipdistill.training import checkpoint, run_folder, trackers
 from clipdistill.training.checks import check_ranks, check_tasks
 from clipdistill.training.preflight import count, preflight, raise_unless_finite
 from clipdistill.training.pruning import Pruning
@@ -34,6 +34,7 @@ from clipdistill.training.ranks import Ranks, joined
 from clipdistill.training.run_folder import Log
 from clipdistill.training.schedule import factor
 from clipdistill.training.setup import Setup, prepare, train_mode
+from clipdistill.training.trackers import Logs
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
 
 def _distill(config: RunConfig, resume: bool, ranks: Ranks) -> Run:
     check_ranks(config, ranks)
+    trackers.check(config.track)
     if resume:
         config = run_folder.check_same(config)
     else:
@@ -94,10 +96,11 @@ def _distill(config: RunConfig, resume: bool, ranks: Ranks) -> Run:
         if ranks.main:
             run_folder.create(config, run_folder.record(config, setup.fingerprint, marks, findings.facts))
     state = _start(setup, folder, resume)
-    with _interruptible() as stop, naming_dead_workers():
-        _train(setup, folder, state, tasks, stop)
-    if ranks.main:
-        _finish(setup, folder, state)
+    with trackers.logs(config, state.step, ranks.main) as log:
+        with _interruptible() as stop, naming_dead_workers():
+            _train(setup, log, state, tasks, stop)
+        if ranks.main:
+            _finish(setup, folder, state)  # before the trackers are closed, which may wait for a network
     ranks.wait()
     return Run(folder, folder / run_folder.STUDENT, setup.plan.steps)
 
@@ -134,9 +137,9 @@ def _start(setup: Setup, folder: Path, resume: bool) -> State:
     return state
 
 
-def _train(setup: Setup, folder: Path, state: State, tasks: Tasks, stop: list[bool]) -> None:
-    train, plan = setup.config.train, setup.plan
-    log, log_every = Log(folder / run_folder.LOG), max(1, train.log_every.steps(plan))
+def _train(setup: Setup, log: Logs, state: State, tasks: Tasks, stop: list[bool]) -> None:
+    folder, train, plan = Path(setup.config.out), setup.config.train, setup.plan
+    log_every = max(1, train.log_every.steps(plan))
     save_every = max(1, train.checkpoint_every.steps(plan))
     every = config_every.steps(plan) if (config_every := setup.config.evaluate.every) else 0
     streams = _streams(setup, state.step)

@@ -5,6 +5,7 @@
     config.yaml      the resolved configuration, every default spelled out
     run.json         fingerprints of data and teachers, package versions, machine
     log.jsonl        one line per logged step
+    trackers.json    the runs of trackers that are told the same, if any
     skipped.jsonl    samples that could not be read, with the reason
     checkpoints/     see ``checkpoint``
     student/         the finished model, a standard Hugging Face folder
@@ -26,6 +27,7 @@ from clipdistill.files import write_text
 from clipdistill.models.bundle import versions
 
 CONFIG, RECORD, LOG, SKIPPED, STUDENT = "config.yaml", "run.json", "log.jsonl", "skipped.jsonl", "student"
+TRACKERS = "trackers.json"
 #: What may differ between a run and its continuation: data and teachers are compared by their content, and the rest
 #: changes no weight.
 FREE = {
@@ -35,6 +37,7 @@ FREE = {
     ("evaluate", "zeroshot"),
     ("train", "max_broken"),
     ("out",),
+    ("track",),
     ("train", "workers"),
     ("train", "log_every"),
     ("train", "checkpoint_every"),

@@ -18,7 +18,7 @@ from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError
 from clipdistill.files import write_text
 from clipdistill.progress import console
-from clipdistill.training import loop, run_folder
+from clipdistill.training import loop, run_folder, trackers
 from clipdistill.training.checks import check_bank, check_letters
 from clipdistill.training.loop import Run
 from clipdistill.training.ranks import Ranks, joined
@@ -44,6 +44,7 @@ def distill(config: RunConfig, resume: bool = False) -> Run:
 
 def _in_stages(config: RunConfig, resume: bool, ranks: Ranks) -> Run:
     runs = stage_runs(config)
+    trackers.check(config.track)
     if resume:
         run_folder.check_there(config)  # a stage that has begun is compared when its turn comes; the others may change
     else:

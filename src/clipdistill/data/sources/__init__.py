@@ -14,10 +14,11 @@ from clipdistill.data.samples import Sample, Source
 from clipdistill.data.sources.annotations import is_annotations, read_annotations, refuse_links
 from clipdistill.data.sources.chinese_clip import find_split, read_split
 from clipdistill.data.sources.folder import read_folder
-from clipdistill.data.sources.hf_datasets import find_dataset, is_hub, open_dataset, open_hub
+from clipdistill.data.sources.hf_datasets import find_dataset, hub_files, is_hub, open_dataset, open_hub
 from clipdistill.data.sources.lines import read_lines
 from clipdistill.data.sources.listed import Samples, from_samples, without_captions
 from clipdistill.data.sources.mix import MIX_SUFFIXES, open_mix
+from clipdistill.data.sources.remote_parquet import find_parquet, is_parquet, open_parquet
 from clipdistill.data.sources.shard_names import find_shards
 from clipdistill.data.sources.tables import NONE, TABLES, Columns, read_table
 from clipdistill.data.sources.webdataset import open_shards
@@ -32,7 +33,8 @@ KINDS = (
     "webdataset shards (shards/{00000..00099}.tar, a.tar::b.tar, or their folder; s3://bucket/{00000..00099}.tar)",
     "an annotation file of COCO, Karpathy, Flickr30k, COCO-CN or Flickr30k-CN (captions_val2017.json?images=val2017)",
     "a split of Chinese-CLIP's layout (photos/train for photos/train_imgs.tsv and photos/train_texts.jsonl)",
-    "a dataset on the Hugging Face hub (hf:org/name?split=train), saved to disk, or parquet files that hold pictures",
+    "a dataset on the Hugging Face hub (hf:org/name?split=train), saved to disk, or parquet files that hold pictures "
+    "(photos/*.parquet, https://host/{00000..00003}.parquet)",
     "a mix of several, with weights (mix.yaml)",
     "scenes:train (made on the spot)",
 )
@@ -43,6 +45,7 @@ _CHOICES = {
     "id": "datasets of Hugging Face only, saved to disk or such as hf:org/name",
     "config": "datasets of Hugging Face only, such as hf:org/name",
     "revision": "datasets on the Hugging Face hub only, such as hf:org/name",
+    "streaming": "datasets on the Hugging Face hub only, such as hf:org/name",
 }
 
 
@@ -52,7 +55,7 @@ def pairs(uri: str | Path) -> Source:
     A URI is a path, optionally with choices: ``photos?caption=title``, ``list.csv?image=path&sep=tab``; the keys
     are ``image``, ``caption``, ``synthetic``, ``label`` and ``group`` (columns) and ``sep`` (``tab`` or ``comma``).
     Annotation files take ``images``, the folder of their pictures, and Karpathy's ``split``; datasets ``split``,
-    ``id``, a column, and on the hub ``config`` and ``revision``.
+    ``id``, a column, and on the hub ``config``, ``revision`` and ``streaming=true``, which converts nothing.
     ``caption=none`` opens pictures without their captions, ``image=none`` the captions of a table without pictures.
     Pictures are not opened: those that cannot be read are met later. Raises :class:`DataError` for everything else.
     """
@@ -60,11 +63,15 @@ def pairs(uri: str | Path) -> Source:
     scheme = re.match(r"([A-Za-z][\w+.-]+):(?!:)", text)  # two colons stand between shards
     if scheme and not is_remote(text) and not is_hub(text) and not Path(text).exists():
         return _made(scheme[1], text)
-    name, choices = _split(text)
+    name, choices = _split(_from_home(text))
     columns = Columns(**{key: value for key, value in choices.items() if key not in _CHOICES})
     if is_hub(name):
-        _refuse_others(choices, {"split", "id", "config", "revision"}, text)
+        _refuse_others(choices, {"split", "id", "config", "revision", "streaming"}, text)
+        if choices.get("streaming") == "true":
+            return open_parquet(hub_files(name, choices, text), columns, choices.get("id"), text)
         return open_hub(name, columns, choices, text)
+    if is_parquet(name):
+        return open_parquet({"": find_parquet(name)}, columns, choices.get("id"), text)
     if not is_remote(name) and (dataset := find_dataset(name, columns)):
         _refuse_others(choices, {"split", "id", "config"}, text)
         return open_dataset(dataset, columns, choices, text)
@@ -126,16 +133,26 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
         return text, {}
     choices = dict(parse_qsl(query, keep_blank_values=True))
     known = [*(field.name for field in fields(Columns)), *_CHOICES]
-    if is_remote(text) and not (choices and choices.keys() <= {field.name for field in fields(Columns)}):
+    ours = {field.name for field in fields(Columns)} | ({"id"} if is_parquet(head) else set())
+    if is_remote(text) and not (choices and choices.keys() <= ours):
         return text, {}  # the question is the server's
     for key in choices:
         if key not in known:
             raise DataError(f"{text}: unknown choice '{key}'.{did_you_mean(key, known)}")
+    if choices.get("streaming", "true") not in ("true", "false"):
+        raise DataError(f"{text}: streaming is '{choices['streaming']}', expected true or false")
     if choices.get("sep", "tab") not in ("tab", "comma"):
         raise DataError(f"{text}: sep is '{choices['sep']}', expected tab or comma")
     if choices.get("image") == choices.get("caption") == NONE:
         raise DataError(f"{text}: image={NONE} and caption={NONE} leave nothing to read; choose one of them")
+    if "images" in choices:
+        choices["images"] = _from_home(choices["images"])
     return head, choices
+
+
+def _from_home(paths: str) -> str:
+    """Write out the ``~`` that a path, or one of several with ``::`` between them, begins with."""
+    return "::".join(map(os.path.expanduser, paths.split("::")))
 
 
 def _closest(path: Path) -> str:

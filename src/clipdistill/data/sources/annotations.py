@@ -22,12 +22,14 @@ from typing import Any
 
 from clipdistill.data.images import IMAGE_SUFFIXES
 from clipdistill.data.samples import Sample
+from clipdistill.data.sources.splits import choose_splits
 from clipdistill.data.sources.tables import IMAGE_COLUMNS, Columns, read_text
-from clipdistill.errors import DataError, did_you_mean
+from clipdistill.errors import DataError
 
 _NUMBERED = re.compile(r"(\S+?)(?:#[A-Za-z]+)?#\d+\s+(\S.*)")
 _PLAIN = re.compile(r"([^\s#]+)\s+(\S.*)")
-_FOLDERS = ("images", "Images", "flickr30k-images", "flickr30k_images", "coco")
+#: What the folder of the pictures is usually called.
+IMAGE_FOLDERS = ("images", "Images", "flickr30k-images", "flickr30k_images", "coco")
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -58,7 +60,7 @@ def read_annotations(path: Path, images: str | None = None, split: str | None = 
     elif split is not None:
         raise DataError(f"{path}: split={split} is for Karpathy's dataset_coco.json and dataset_flickr30k.json only")
     else:
-        entries, usual = _from_lines(path, _PLAIN if images is not None else None), _FOLDERS
+        entries, usual = _from_lines(path, _PLAIN if images is not None else None), IMAGE_FOLDERS
     if not entries:
         raise DataError(f"{path}: it names no pictures")
     folder = _folder(path, images, usual)
@@ -116,11 +118,11 @@ def _from_json(path: Path, split: str | None) -> tuple[dict[str, _Entry], tuple[
             "split and sentences). Other lists of pictures are read as .jsonl, .csv or .parquet."
         )
     if any(isinstance(image, dict) and "sentences" in image for image in images):
-        return _karpathy(path, images, split), _FOLDERS
+        return _karpathy(path, images, split), IMAGE_FOLDERS
     if split is not None:
         raise DataError(f"{path}: split={split} is for Karpathy's files; COCO has a file for each split")
     named = path.stem.removeprefix("captions_").removeprefix("image_info_")
-    return _coco(path, images, data.get("annotations")), (named, f"images/{named}", *_FOLDERS)
+    return _coco(path, images, data.get("annotations")), (named, f"images/{named}", *IMAGE_FOLDERS)
 
 
 def _coco(path: Path, images: list[Any], annotations: Any) -> dict[str, _Entry]:
@@ -147,12 +149,7 @@ def _coco(path: Path, images: list[Any], annotations: Any) -> dict[str, _Entry]:
 
 def _karpathy(path: Path, images: list[Any], split: str | None) -> dict[str, _Entry]:
     known = sorted({str(image.get("split")) for image in images if isinstance(image, dict)})
-    chosen = re.split("[ ,]", split) if split else known  # a plus sign in a URI is a space
-    if split is None and len(known) > 1:
-        raise DataError(f"{path}: holds several splits. Choose {' or '.join(f'?split={name}' for name in known)}")
-    for name in chosen:
-        if name not in known:
-            raise DataError(f"{path}: unknown split '{name}'.{did_you_mean(name, known)}")
+    chosen = choose_splits(known, split, str(path))
     entries: dict[str, _Entry] = {}
     for number, image in enumerate(images):
         where = f"{path}: images[{number}]"

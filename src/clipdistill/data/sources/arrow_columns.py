@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from clipdistill.data.sources.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, NONE, Columns
-from clipdistill.errors import DataError, did_you_mean, need
+from clipdistill.data.sources.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, NONE, Columns, no_column, unknown_column
+from clipdistill.errors import DataError, need
 
 #: Tried in this order when nothing is chosen.
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", *IMAGE_COLUMNS)
@@ -15,6 +15,7 @@ CAPTIONS = (*CAPTION_COLUMNS, "sentences", "sentence", "txt")
 LABELS = ("label", "labels", "cls")
 #: Where the words are in captions that are told with more about them.
 _WORDS = ("raw", "text", "caption", "sentence")
+_LINKS = " Links are not followed: download them with img2dataset, and name its shards."
 _SHOWN = 40  # characters of a column's type in messages
 
 Fits = Callable[[Any], bool]
@@ -37,7 +38,7 @@ def choose_columns(schema: Any, columns: Columns, uri: str, local: bool) -> Colu
     )
     silent = chosen.image is None or (told and chosen.label is None)
     if silent and not (chosen.caption or chosen.synthetic):
-        raise _no_column(schema, "caption", "captions", CAPTIONS, uri)
+        raise no_column(uri, "caption", "captions", _found(schema), CAPTIONS)
     return chosen
 
 
@@ -83,6 +84,11 @@ def is_encoded(kind: Any) -> bool:
     return picture_form(kind) in ("bytes", "struct")
 
 
+def is_told(kind: Any) -> bool:
+    """Whether a column of this Arrow type can hold captions, labels, groups or ids."""
+    return _is_words(kind) or bool(need("pyarrow.types", "data").is_primitive(kind))
+
+
 def _is_words(kind: Any) -> bool:
     types = need("pyarrow.types", "data")
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
@@ -120,7 +126,7 @@ def _choose(schema: Any, role: str, name: str | None, usual: tuple[str, ...], fi
 def check_known(schema: Any, role: str, name: str, uri: str) -> None:
     """Raise :class:`DataError` for a column that is not there."""
     if name not in schema.names:
-        hint = did_you_mean(name, schema.names)
+        hint = unknown_column(name, schema.names)
         raise DataError(f"{uri}: there is no column '{name}', chosen by {role}={name}.{hint}")
 
 
@@ -132,7 +138,8 @@ def _image(schema: Any, name: str | None, uri: str, local: bool) -> str | None:
         alike = any(difflib.get_close_matches(one.lower(), IMAGES, n=1) for one in schema.names)
         if words and not alike and not _has_links(schema):
             return None
-        raise _no_column(schema, "image", "pictures", IMAGES, uri)
+        error = no_column(uri, "image", "pictures", _found(schema), IMAGES)
+        raise DataError(f"{error}{_LINKS}") if _has_links(schema) else error
     _choose(schema, "image", name, (), lambda kind: is_encoded(kind) or (local and _is_text(kind)), uri)
     return name
 
@@ -141,15 +148,8 @@ def _has_links(schema: Any) -> bool:
     return any("url" in name.lower() for name in schema.names)
 
 
-def _no_column(schema: Any, role: str, what: str, usual: tuple[str, ...], uri: str) -> DataError:
-    found = ", ".join(f"{field.name} ({_shown(field.type)})" for field in schema)
-    links = role == "image" and _has_links(schema)
-    return DataError(
-        f"{uri}: no column for {what}. Found: {found or 'none'}. Expected one of: {', '.join(dict.fromkeys(usual))}. "
-        f"Choose one with ?{role}=COLUMN."
-        + " Links are not followed: download them with img2dataset, and name its shards."
-        * links
-    )
+def _found(schema: Any) -> list[str]:
+    return [f"{field.name} ({_shown(field.type)})" for field in schema]
 
 
 def _shown(kind: Any) -> str:

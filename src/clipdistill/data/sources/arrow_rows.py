@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from clipdistill.data.samples import Picture, Sample
 from clipdistill.data.sources.arrow_columns import captions, check_known, choose_columns, picture_form
+from clipdistill.data.sources.listed import picture_size
 from clipdistill.data.sources.tables import OWN_ID, Columns
 from clipdistill.errors import DataError, need
 from clipdistill.progress import console
@@ -54,13 +55,16 @@ class ArrowPicture:
 class ArrowRows:
     """The rows that have a picture, in their order; all of them where pictures are left aside.
 
-    ``rows`` is a :class:`datasets.Dataset` of the chosen columns alone, which gives Arrow tables; ``kept`` are the
-    numbers of the rows, ``int64 [N]``; ``form`` is how pictures are held, ``names`` what the numbers of a column of
-    labels mean, ``folder`` where paths of pictures begin. Captions too stay in the files until they are asked for.
+    ``rows`` is a :class:`datasets.Dataset` of the chosen columns alone, which gives Arrow tables; ``splits`` is how
+    many of them each split has, in their order, and empty where there is only one; ``kept`` are the numbers of the
+    rows, ``int64 [N]``; ``form`` is how pictures are held, None where only their sizes are told; ``names`` is what
+    the numbers of a column of labels mean, ``folder`` where paths of pictures begin. Captions too stay in the files
+    until they are asked for.
     """
 
     uri: str
     rows: Any
+    splits: Mapping[str, int]
     columns: Columns
     id: str | None
     kept: NDArray[np.int64]
@@ -78,12 +82,20 @@ class ArrowRows:
         views = (("", self.columns.caption), ("syn", self.columns.synthetic))
         texts = {view: list(dict.fromkeys(captions(told[name]))) for view, name in views if name}
         return Sample(
-            str(row if self.id is None else told[self.id]),
+            self._place(row) if self.id is None else str(told[self.id]),
             self._picture(table, row),
             {view: found for view, found in texts.items() if found or view == ""},
             self._one(told, self.columns.label),
             self._one(told, self.columns.group),
         )
+
+    def _place(self, row: int) -> str:
+        """The number of a row in its split, behind the split's name if there are several."""
+        for name, size in self.splits.items():
+            if row < size:
+                return f"{name}/{row}"
+            row -= size
+        return str(row)
 
     @cached_property
     def _words(self) -> list[str]:
@@ -113,7 +125,8 @@ class ArrowRows:
         """Hash of ids, captions, labels, groups and sizes of pictures, in order: 32 hexadecimal digits."""
         digest = hashlib.blake2b(digest_size=16)
         names = [self.names.get(self.columns.label or ""), self.id]
-        digest.update(json.dumps([astuple(self.columns), names]).encode())
+        splits = [dict(self.splits)] if self.splits and self.id is None else []
+        digest.update(json.dumps([astuple(self.columns), names, *splits]).encode())
         for start in range(0, self.rows.num_rows, _BLOCK):
             block = self.rows.data.slice(start, _BLOCK)
             told = [block.column(name).to_pylist() for name in self._words]
@@ -123,16 +136,26 @@ class ArrowRows:
     def _sizes(self, block: Any) -> Iterator[Any]:
         """The size in bytes of each picture; of one that is a file its path as well."""
         for length, path in _sizes_and_paths(block, self.columns.image, self.form):
-            yield length if length is not None or path is None else [path, _size(self.folder / path)]
+            yield length if length is not None or path is None else [path, picture_size(self.folder / path)]
 
 
-def open_rows(dataset: Any, columns: Columns, name: str | None, uri: str, folder: Path | None) -> ArrowRows:
+def open_rows(
+    dataset: Any,
+    splits: Mapping[str, int],
+    columns: Columns,
+    name: str | None,
+    uri: str,
+    folder: Path | None,
+    schema: Any = None,
+) -> ArrowRows:
     """Make a source of a :class:`datasets.Dataset`; ``name`` is the column of ids, without any they are row numbers.
 
-    Paths of pictures begin at ``folder``; without one, a column of paths is not taken for pictures. Raises
-    :class:`DataError` for columns that are not there or hold something else, ids that repeat, and no rows.
+    ``splits`` is how many rows each split has, where there are several: ids then begin with the split's name. Paths of
+    pictures begin at ``folder``; without one, a column of paths is not taken for pictures. ``schema`` is that of the
+    files where ``dataset`` has the sizes of pictures in their place. Raises :class:`DataError` for columns that are
+    not there or hold something else, ids that repeat, and no rows.
     """
-    schema = dataset.data.schema
+    schema = dataset.data.schema if schema is None else schema
     chosen = choose_columns(schema, columns, uri, folder is not None)
     if name is None and OWN_ID in schema.names:
         name = OWN_ID
@@ -140,7 +163,7 @@ def open_rows(dataset: Any, columns: Columns, name: str | None, uri: str, folder
         check_known(schema, "id", name, uri)
     wanted = [*astuple(chosen), name]
     rows = dataset.with_format("arrow").select_columns([one for one in dataset.column_names if one in wanted])
-    form = picture_form(schema.field(chosen.image).type) if chosen.image else None
+    form = picture_form(dataset.data.schema.field(chosen.image).type) if chosen.image else None
     kept = _with_picture(rows, chosen.image, form)
     if not len(kept):
         raise DataError(f"{uri}: none of the {rows.num_rows:,} rows has a picture")
@@ -148,7 +171,7 @@ def open_rows(dataset: Any, columns: Columns, name: str | None, uri: str, folder
         console.print(f"{uri}: {lost:,} of {rows.num_rows:,} rows have no picture and are left out", markup=False)
     if name is not None:
         _check_ids(rows, name, kept, uri)
-    return ArrowRows(uri, rows, chosen, name, kept, form, _label_names(dataset), folder or Path())
+    return ArrowRows(uri, rows, splits, chosen, name, kept, form, _label_names(dataset), folder or Path())
 
 
 def _label_names(dataset: Any) -> dict[str, list[str]]:
@@ -179,16 +202,12 @@ def _sizes_and_paths(block: Any, column: str | None, form: str | None) -> Iterat
     if form == "path":
         yield from zip(none, values.to_pylist(), strict=True)
         return
+    if form is None:
+        yield from zip(values.to_pylist(), none, strict=True)
+        return
     data = compute.struct_field(values, "bytes") if form == "struct" else values
     paths = compute.struct_field(values, "path").to_pylist() if form == "struct" else none
     yield from zip(compute.binary_length(data).to_pylist(), paths, strict=True)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def _check_ids(rows: Any, name: str, kept: NDArray[np.int64], uri: str) -> None:

@@ -92,7 +92,7 @@ def _sidecar(name: str) -> str:
 def _with_sidecar(root: Path, name: str, sidecars: set[str]) -> Sample:
     """Read one caption per line that is not empty; a picture without a sidecar file has no caption."""
     sidecar = _sidecar(name)
-    lines = read_text(root / sidecar).splitlines() if sidecar in sidecars else []
+    lines = read_text(root / sidecar).split("\n") if sidecar in sidecars else []
     captions = dict.fromkeys(line.strip() for line in lines if line.strip())
     return Sample(name, root / name, {"": list(captions)})
 

@@ -2,7 +2,8 @@
 
 ::
 
-    hf:nlphuji/flickr30k?split=test          fetched once into the library's cache, of the whole of it
+    hf:nlphuji/flickr30k?split=test          fetched once into the library's cache, of the whole of it;
+                                             with &streaming=true its files are opened as in remote_parquet.py
     photos/                                  written by Dataset.save_to_disk or DatasetDict.save_to_disk
     cc3m/{00000..00331}.parquet, cc3m/       as the hub stores them or img2dataset writes them (a column jpg of bytes)
 
@@ -16,7 +17,8 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 from clipdistill.data.images import IMAGE_SUFFIXES
 from clipdistill.data.remote import is_remote
@@ -24,12 +26,19 @@ from clipdistill.data.sources.arrow_columns import image_column, is_encoded
 from clipdistill.data.sources.arrow_rows import ArrowRows, open_rows
 from clipdistill.data.sources.folder import METADATA
 from clipdistill.data.sources.shard_names import expand
-from clipdistill.data.sources.tables import Columns
-from clipdistill.errors import ClipdistillError, DataError, did_you_mean, need
+from clipdistill.data.sources.splits import choose_splits
+from clipdistill.data.sources.tables import NONE, Columns
+from clipdistill.errors import ClipdistillError, DataError, need
 
 _HUB = re.compile(r"hf:(?!//)")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SAVED, _SAVED_SPLITS = ("state.json", "dataset_info.json"), ("dataset_dict.json",)
+
+_PINNED = re.compile(r"(hf://datasets/[^/@]+/[^/@]+)@[^/]+")
+
+# A dataset, and the rows of each split in it; no splits where it has only one.
+_Found = tuple[Any, dict[str, int]]
+Made = TypeVar("Made")
 
 
 def is_hub(uri: str) -> bool:
@@ -42,6 +51,37 @@ def open_hub(name: str, columns: Columns, choices: Mapping[str, str], uri: str) 
 
     Raises :class:`DataError` for a name or a split that is not there, and for no network.
     """
+    found = _on_hub(name, choices, uri, lambda builder: _prepared(builder, choices, uri))
+    return open_rows(*found, columns, choices.get("id"), uri, None)
+
+
+def hub_files(name: str, choices: Mapping[str, str], uri: str) -> dict[str, list[str]]:
+    """The URLs of the parquet files of ``hf:org/name``, by split: of those asked for, ``""`` where there is only one.
+
+    Raises :class:`DataError` as :func:`open_hub` does, and for files that are no parquet.
+    """
+    known: Mapping[str, Sequence[str]] = _on_hub(name, choices, uri, lambda builder: builder.config.data_files or {})
+    if not known:
+        raise DataError(
+            f"{uri}: found no list of its files, which streaming=true asks the hub for. Without a network, leave it "
+            "out: the dataset is in the library's cache."
+        )
+    chosen = {split: known[split] for split in choose_splits(known, choices.get("split"), uri)}
+    files = [file for split in chosen.values() for file in split]
+    others = [file for file in files if not file.lower().endswith(".parquet")]
+    if others:
+        raise DataError(
+            f"{uri}: found {others[0]}, expected parquet files, which alone can be read with "
+            f"streaming=true. Leave it out, or name the files, such as {name.replace('hf:', 'hf://datasets/')}/*.parquet"
+        )
+    # Not by the commit: after one that leaves a file as it is, its copy stays good.
+    revision = f"@{quote(choices['revision'], safe='')}" if "revision" in choices else ""
+    urls = {split: [_PINNED.sub(rf"\1{revision}", file) for file in files] for split, files in chosen.items()}
+    return urls if len(known) > 1 else {"": [url for split in urls.values() for url in split]}
+
+
+def _on_hub(name: str, choices: Mapping[str, str], uri: str, prepare: Callable[[Any], Made]) -> Made:
+    """What ``prepare`` makes of the builder of a dataset on the hub, which knows its files and has fetched none."""
     repository = name.removeprefix("hf:")
     if not _NAME.fullmatch(repository):
         raise DataError(f"{uri}: found '{repository}', expected the name of a dataset on the hub, such as hf:org/name")
@@ -49,16 +89,16 @@ def open_hub(name: str, columns: Columns, choices: Mapping[str, str], uri: str) 
         raise DataError(f"{uri}: there is a folder {repository} here. Name it without hf:, or start somewhere else.")
     datasets = need("datasets", "data")
     config, revision = choices.get("config"), choices.get("revision")
-
-    def prepare() -> Any:
-        return _prepared(datasets.load_dataset_builder(repository, config, revision=revision), choices, uri)
-
     offline = " Nothing is fetched: HF_HUB_OFFLINE is set." if _offline() else ""
     advice = (
         f"{offline} Check the name, ?config= and the network; a private or gated one needs HF_TOKEN. Or fetch it "
         f"elsewhere, with hf download {repository} --repo-type dataset --local-dir FOLDER, and name that folder."
     )
-    return open_rows(_attempt(prepare, uri, advice), columns, choices.get("id"), uri, None)
+
+    def attempt() -> Made:
+        return prepare(datasets.load_dataset_builder(repository, config, revision=revision))
+
+    return _attempt(attempt, uri, advice)
 
 
 def find_dataset(name: str, columns: Columns) -> list[Path] | None:
@@ -88,7 +128,7 @@ def open_dataset(paths: Sequence[Path], columns: Columns, choices: Mapping[str, 
     datasets = need("datasets", "data")
     first = paths[0].absolute()
 
-    def prepare() -> Any:
+    def prepare() -> _Found:
         if first.is_dir() and _is_saved(first):
             return _saved(first, choices, uri)
         if first.is_dir():
@@ -98,7 +138,7 @@ def open_dataset(paths: Sequence[Path], columns: Columns, choices: Mapping[str, 
 
     found = _attempt(prepare, uri, " Write or download it again.")
     folder = first if first.is_dir() else first.parent
-    return open_rows(found, columns, choices.get("id"), uri, folder)
+    return open_rows(*found, columns, choices.get("id"), uri, folder)
 
 
 def _offline() -> bool:
@@ -106,7 +146,7 @@ def _offline() -> bool:
     return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in names)
 
 
-def _attempt(prepare: Callable[[], Any], uri: str, advice: str) -> Any:
+def _attempt(prepare: Callable[[], Made], uri: str, advice: str) -> Made:
     generation = need("datasets.exceptions", "data").DatasetGenerationError
     try:
         return prepare()
@@ -118,33 +158,28 @@ def _attempt(prepare: Callable[[], Any], uri: str, advice: str) -> Any:
         raise DataError(f"{uri}: the dataset cannot be opened: {reason.rstrip('.')}.{advice}") from error
 
 
-def _prepared(builder: Any, choices: Mapping[str, str], uri: str) -> Any:
+def _prepared(builder: Any, choices: Mapping[str, str], uri: str) -> _Found:
     """Fetch and convert what is not in the cache yet."""
     builder.download_and_prepare()
-    return builder.as_dataset(split="+".join(_splits(list(builder.info.splits), choices, uri)))
+    known = {name: split.num_examples for name, split in builder.info.splits.items()}
+    chosen = choose_splits(known, choices.get("split"), uri)
+    return builder.as_dataset(split="+".join(chosen)), _sizes(chosen, known)
 
 
-def _saved(folder: Path, choices: Mapping[str, str], uri: str) -> Any:
+def _saved(folder: Path, choices: Mapping[str, str], uri: str) -> _Found:
     datasets = need("datasets", "data")
     found = datasets.load_from_disk(str(folder), keep_in_memory=False)
     if isinstance(found, dict):
-        return datasets.concatenate_datasets([found[name] for name in _splits(list(found), choices, uri)])
+        chosen = choose_splits(found, choices.get("split"), uri)
+        sizes = _sizes(chosen, {name: split.num_rows for name, split in found.items()})
+        return datasets.concatenate_datasets([found[name] for name in chosen]), sizes
     if "split" in choices:
         raise DataError(f"{uri}: split={choices['split']} chooses among splits, but one alone was saved here")
-    return found
+    return found, {}
 
 
-def _splits(known: list[str], choices: Mapping[str, str], uri: str) -> list[str]:
-    """The splits that were asked for, or the only one."""
-    if "split" not in choices:
-        if len(known) > 1:
-            raise DataError(f"{uri}: holds several splits. Choose {' or '.join(f'?split={name}' for name in known)}")
-        return known
-    names = re.split("[ ,]", choices["split"])  # a plus sign in a URI is a space
-    for name in names:
-        if name not in known:
-            raise DataError(f"{uri}: unknown split '{name}'.{did_you_mean(name, known)}")
-    return names
+def _sizes(chosen: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
+    return {name: known[name] for name in chosen} if len(known) > 1 else {}
 
 
 def _is_saved(folder: Path) -> bool:
@@ -174,5 +209,5 @@ def _holds_pictures(path: Path, image: str | None) -> bool:
         schema = parquet.read_schema(path)
     except (OSError, ValueError):
         return False
-    name = image or image_column(schema, local=True)
+    name = image_column(schema, local=True) if image in (None, NONE) else image
     return name in schema.names and is_encoded(schema.field(name).type)

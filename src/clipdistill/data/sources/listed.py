@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clipdistill.data.remote import Remote
-from clipdistill.data.samples import Picture, Sample, TarMember
+from clipdistill.data.samples import Picture, Sample, file_of
 from clipdistill.errors import DataError
 
 
@@ -32,18 +32,18 @@ class Samples:
 
     @cached_property
     def blocks(self) -> list[int] | None:
-        """How many samples in a row lie in the same tar, if tars have to be fetched for their pictures; else None."""
-        tars = [sample.image.path if isinstance(sample.image, TarMember) else None for sample in self.samples]
-        if not any(isinstance(tar, Remote) for tar in tars):
+        """How many samples in a row lie in the same file, if files have to be fetched for their pictures; else None."""
+        files = [file_of(sample.image) for sample in self.samples]
+        if not any(isinstance(file, Remote) for file in files):
             return None
-        return [len(list(same)) for _, same in groupby(tars)]
+        return [len(list(same)) for _, same in groupby(files)]
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of ids, captions, labels, groups and file sizes, in order: 32 hexadecimal digits."""
         digest = hashlib.blake2b(digest_size=16)
         for sample in self.samples:
-            record = [sample.id, sample.texts, sample.label, sample.group, _size(sample.image)]
+            record = [sample.id, sample.texts, sample.label, sample.group, picture_size(sample.image)]
             digest.update(json.dumps(record).encode())
         return digest.hexdigest()
 
@@ -65,7 +65,7 @@ def without_captions(samples: Sequence[Sample]) -> list[Sample]:
     return [replace(sample, texts={}) for sample in samples]
 
 
-def _size(picture: Picture | None) -> int:
+def picture_size(picture: Picture | None) -> int:
     """Return the size in bytes, -1 for a file that is not there, 0 for no picture."""
     if picture is None:
         return 0

@@ -123,7 +123,7 @@ def open_parts(told: Sequence[Part], folder: Path, open_part: Callable[[str], So
     """Open parts, written as a file of ``folder`` writes them, each by ``open_part``.
 
     Ids stay those of the parts; if some come in two of them, all begin with the number of their part. Raises
-    :class:`DataError` for a part that is named twice, cannot be opened, or is a mix itself, and for parts of which
+    :class:`DataError` for a part that comes twice, cannot be opened, or is a mix itself, and for parts of which
     some lack pictures or captions.
     """
     names = [part.data for part in told]
@@ -133,6 +133,7 @@ def open_parts(told: Sequence[Part], folder: Path, open_part: Callable[[str], So
         if names.count(name) > 1:
             raise DataError(f"{uri}: {name} is named twice; name it once, with the sum of the weights")
     parts = [_open(name, folder, open_part, f"{uri}: part {place}") for place, name in enumerate(names, 1)]
+    _refuse_twice(parts, names, uri)
     sides = [gives(part) for part in parts]
     for source, side in zip(parts, sides, strict=True):
         if side != sides[0]:
@@ -141,6 +142,18 @@ def open_parts(told: Sequence[Part], folder: Path, open_part: Callable[[str], So
                 "leave captions aside with ?caption=none, or train on the others as unpaired data."
             )
     return Mixed(uri, parts, tuple(part.weight for part in told), _prefixes(parts))
+
+
+def _refuse_twice(parts: Sequence[Source], names: Sequence[str], uri: str) -> None:
+    """Raise :class:`DataError` for the same data under two names, such as ``photos`` and ``./photos``."""
+    first: dict[str, str] = {}
+    for part, name in zip(parts, names, strict=True):
+        known = first.setdefault(part.fingerprint, name)
+        if known != name:
+            raise DataError(
+                f"{uri}: {name} has the same ids, captions and sizes of pictures as {known}; name it once, with the "
+                "sum of the weights"
+            )
 
 
 def read_mix(path: Path) -> list[Part]:
@@ -218,7 +231,7 @@ def _moved(uri: str, folder: str, move: Callable[[str], str]) -> str:
 
 def _each(pieces: Iterable[str], folder: str, move: Callable[[str], str]) -> Iterator[str]:
     for piece in pieces:
-        yield piece if _is_made(piece, folder) or Path(piece).is_absolute() else move(piece)
+        yield piece if _is_made(piece, folder) or _is_absolute(piece) else move(piece)
 
 
 def _is_made(piece: str, folder: str) -> bool:
@@ -226,6 +239,10 @@ def _is_made(piece: str, folder: str) -> bool:
     return bool(_SCHEME.match(piece)) and not (Path(folder) / piece).exists()
 
 
+def _is_absolute(path: str) -> bool:
+    return os.path.isabs(os.path.expanduser(path))  # noqa: PTH117,PTH111  paths with stars and braces
+
+
 def _quoted(images: str, move: Callable[[str], str]) -> str:
     path = unquote_plus(images)
-    return images if Path(path).is_absolute() else quote(move(path), safe="/")
+    return images if _is_absolute(path) else quote(move(path), safe="/")

@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipdistill.data.images import IMAGE_SUFFIXES
-from clipdistill.data.remote import Remote
+from clipdistill.data.remote import Remote, cache_folder
 from clipdistill.errors import DataError
+from clipdistill.files import write_text
 from clipdistill.progress import console, progress
 
 _FIRST = ("jpg", "png", "jpeg", "webp")
@@ -114,9 +115,8 @@ def _beside(path: Path | Remote, ending: str = "index.json") -> Path:
 def _cache(path: Path | Remote) -> Path:
     if isinstance(path, Remote):
         return _beside(path)
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     name = hashlib.blake2b(os.path.realpath(path).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return Path(home) / "clipdistill" / "shards" / f"{name}.index.json"
+    return cache_folder() / f"{name}.index.json"
 
 
 def _state(path: Path | Remote) -> list[int]:
@@ -203,15 +203,11 @@ def _record(shard: Shard, state: Sequence[int | str | None]) -> str:
 
 
 def _keep(index: Path, text: str) -> bool:
-    """Write an index whole or not at all; several processes may do so at once."""
-    beside = index.with_name(f".{uuid.uuid4().hex}.tmp")
+    """Whether an index could be written; several processes may do so at once."""
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(index)
+        write_text(index, text)
     except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
         return False
     return True
 

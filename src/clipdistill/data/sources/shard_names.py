@@ -62,8 +62,9 @@ def _elsewhere(name: str) -> list[Path | Remote]:
         if not url.startswith("pipe:") and not name_there.lower().endswith(".tar"):
             found = "a compressed tar" if _COMPRESSED.search(name_there) else name_there or "no name"
             raise DataError(
-                f"{url}: found {found}, expected plain .tar files. Of data elsewhere only shards can be opened: "
-                f"name them, such as s3://bucket/{{00000..00099}}.tar or s3://bucket/*.tar, or download the data first."
+                f"{url}: found {found}, expected plain .tar files. Of data elsewhere only shards, and parquet that "
+                f"holds pictures, can be opened: name the files, such as s3://bucket/{{00000..00099}}.tar or "
+                f"s3://bucket/*.parquet, or download the data first."
             )
     _check_files([path for path in pieces if not is_remote(path)], name, len(pieces))
     remotes = iter(look_up(far))

@@ -7,7 +7,7 @@ import difflib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ def _choose(table: Table, columns: Columns) -> Columns:
     for role in ("image", "caption", "synthetic", "label", "group"):
         name = getattr(columns, role)
         if name is not None and name not in table.columns and role not in left_aside:
-            hint = did_you_mean(name, table.columns)
+            hint = unknown_column(name, table.columns)
             raise DataError(f"{table.path}: there is no column '{name}', chosen by {role}={name}.{hint}")
     open_clip = TABLES[table.path.suffix.lower()] is _read_csv and set(_OPEN_CLIP) <= set(table.columns)
     images, captions = ((name,) for name in _OPEN_CLIP) if open_clip else (IMAGE_COLUMNS, CAPTION_COLUMNS)
@@ -190,25 +190,31 @@ def _check_sides(table: Table, chosen: Columns, left_aside: list[str]) -> None:
     words = chosen.caption or chosen.synthetic
     if chosen.image is None and "image" not in left_aside:
         if not words:
-            raise _no_column(table, "image", "picture paths", IMAGE_COLUMNS)
+            raise no_column(table.path, "image", "picture paths", table.columns, IMAGE_COLUMNS)
         used = {chosen.caption, chosen.synthetic, chosen.label, chosen.group}
         for name in table.columns:
             if name not in used and difflib.get_close_matches(name.lower(), IMAGE_COLUMNS, n=1):
                 raise _misspelt(table, name)
     silent = chosen.image is None or (chosen.label is None and "caption" not in left_aside)
     if not words and silent:
-        raise _no_column(table, "caption", "captions", CAPTION_COLUMNS)
+        raise no_column(table.path, "caption", "captions", table.columns, CAPTION_COLUMNS)
 
 
 def _first(names: tuple[str, ...], columns: list[str]) -> str | None:
     return next((name for name in names if name in columns), None)
 
 
-def _no_column(table: Table, role: str, what: str, names: tuple[str, ...]) -> DataError:
+def no_column(where: str | Path, role: str, what: str, found: Iterable[str], usual: Iterable[str]) -> DataError:
+    """The error for data none of whose columns has a usual name."""
     return DataError(
-        f"{table.path}: no column for {what}. Found: {', '.join(table.columns) or 'none'}. "
-        f"Expected one of: {', '.join(names)}. Choose one with {table.path.name}?{role}=COLUMN"
+        f"{where}: no column for {what}. Found: {', '.join(found) or 'none'}. "
+        f"Expected one of: {', '.join(dict.fromkeys(usual))}. Choose one with ?{role}=COLUMN."
     )
+
+
+def unknown_column(name: str, known: Iterable[str]) -> str:
+    """What to say of a column that was chosen and is not there: what is, and what ``none`` is for."""
+    return did_you_mean(name, known) + f" Only image and caption can be {NONE}." * (name == NONE)
 
 
 def _misspelt(table: Table, name: str) -> DataError:

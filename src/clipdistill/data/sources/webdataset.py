@@ -26,8 +26,8 @@ from typing import Any
 from clipdistill.data.remote import Remote, warn_if_small
 from clipdistill.data.samples import Sample, TarMember
 from clipdistill.data.sources.shard_index import IMAGES, Shard, index_shards
-from clipdistill.data.sources.tables import NONE, OWN_ID, Columns
-from clipdistill.errors import DataError, did_you_mean
+from clipdistill.data.sources.tables import NONE, OWN_ID, Columns, unknown_column
+from clipdistill.errors import DataError
 
 
 @dataclass
@@ -110,7 +110,7 @@ def open_shards(paths: Sequence[Path | Remote], columns: Columns, uri: str) -> S
         raise DataError(f"{uri}: {twice[0]} is named twice")
     shards = index_shards(paths)
     if not any(shard.keys for shard in shards):
-        raise DataError(f"{uri}: there are no samples in {_count(len(shards), 'shard')}")
+        raise DataError(f"{uri}: there are no samples in it")
     _check_columns(shards, columns, uri)
     views = _views(shards, columns)
     _check_sides(shards, columns, views, uri)
@@ -122,10 +122,6 @@ def open_shards(paths: Sequence[Path | Remote], columns: Columns, uri: str) -> S
 
 def _identity(path: Path | Remote) -> str:
     return str(path) if isinstance(path, Remote) else os.path.realpath(path)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def _fields(shards: Sequence[Shard]) -> set[str]:
@@ -141,7 +137,7 @@ def _check_columns(shards: Sequence[Shard], columns: Columns, uri: str) -> None:
     for role in ("caption", "synthetic", "label", "group"):
         name = getattr(columns, role)
         if name is not None and name not in known and (role, name) != ("caption", NONE):
-            hint = did_you_mean(name, known)
+            hint = unknown_column(name, known)
             raise DataError(f"{uri}: no JSON file in the shards has the key '{name}', chosen by {role}={name}.{hint}")
 
 
@@ -207,7 +203,7 @@ def _captions(text: str | None, facts: Mapping[str, Any], where: str) -> list[st
     if text is None or (isinstance(known, list) and "\n".join(map(str, known)) == text):
         return _listed(facts, "caption", where)
     whole = isinstance(known, str) and known.strip() == text.strip()
-    lines = [text] if whole else text.splitlines()
+    lines = [text] if whole else text.split("\n")
     return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
