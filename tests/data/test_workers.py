@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from clipdistill.data import workers
 from clipdistill.data.batches import Batches, Inlet
 from clipdistill.data.samples import Sample
 from clipdistill.data.sources import pairs
@@ -52,10 +54,10 @@ def batches_of(source: Samples) -> Batches:
     return Batches(source, {"S": Inlet(Transform(resize=(8, 8)), None, ("",))}, None)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(workers: int) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_workers_change_nothing(count: int) -> None:
     items = [(0, [2, 0]), (0, [5, 1, 3]), (1, [4])]
-    alone, ahead = (list(load(batches_of(drawn(6)), items, count)) for count in (0, workers))
+    alone, ahead = (list(load(batches_of(drawn(6)), items, number)) for number in (0, count))
     assert [batch.ids for batch in ahead] == [batch.ids for batch in alone]
     for ours, theirs in zip(alone, ahead, strict=True):
         assert torch.equal(ours.pixels["S"]["pixel_values"], theirs.pixels["S"]["pixel_values"])
@@ -73,6 +75,18 @@ def test_a_worker_that_dies_is_named_with_the_sample(deadly: int) -> None:
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="something else"), naming_dead_workers():
         raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_is_named_where_only_its_connection_breaks(error: Exception) -> None:
+    watched = workers._Watched(drawn(12, 3), torch.tensor([[4711, 2], [4712, 3]]))
+    watched.processes = [SimpleNamespace(pid=4711, exitcode=None), SimpleNamespace(pid=4712, exitcode=-11)]
+    workers._WATCHED.add(watched)
+    with pytest.raises(DataError, match="the-bad-one"), naming_dead_workers():
+        raise error
+    watched.processes = []
+    with pytest.raises(OSError, match="another matter"), naming_dead_workers():
+        raise OSError("another matter")
 
 
 def test_a_run_ends_with_the_name_of_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import copy
 import os
 import re
 import signal
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from clipdistill.errors import DataError
 Made = TypeVar("Made")
 #: What torch says of workers that have ended.
 _ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+#: A worker's connection may break a little before its end can be seen.
+_SECONDS_TO_END = 1.0
 #: The sources that workers read now.
 _WATCHED: weakref.WeakSet[_Watched] = weakref.WeakSet()
 
@@ -50,7 +53,7 @@ def load(
     )
     reading: Any = iter(loader)
     if workers:
-        watched.stop = reading._shutdown_workers
+        watched.processes, watched.stop = reading._workers, reading._shutdown_workers
     yield from reading
 
 
@@ -63,20 +66,33 @@ def naming_dead_workers() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        ended = _ENDED.search(str(error))
-        if not ended:
+    except (RuntimeError, OSError, EOFError) as error:
+        pids = _ended(error)
+        if not pids:
             raise
-        pids = {int(pid) for pid in ended[1].split(",")}
         found = [told for watched in _WATCHED if (told := watched.of(pids))]
         with _undisturbed():
             for watched in _WATCHED:
                 watched.stop()
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"a process that reads data was ended while it read {found[0] if found else 'data'} "
-            f"({str(error).splitlines()[0]}). Either that file crashes its decoder: remove it. Or memory ran out: "
-            "lower train.workers or train.batch_size."
+            f"a process that reads data was ended while it read {found[0] if found else 'data'} ({why}). Either that "
+            "file crashes its decoder: remove it. Or memory ran out: lower train.workers or train.batch_size."
         ) from error
+
+
+def _ended(error: Exception) -> set[int]:
+    """The pids of the workers that an error is about: those it names, or those whose connection broke off."""
+    told = _ENDED.search(str(error))
+    if told:
+        return {int(pid) for pid in told[1].split(",")}
+    if isinstance(error, RuntimeError):
+        return set()
+    until, found = time.monotonic() + _SECONDS_TO_END, set[int]()
+    while not found and time.monotonic() < until:
+        time.sleep(0.01)
+        found = {process.pid for watched in _WATCHED for process in watched.processes if process.exitcode}
+    return found
 
 
 @contextmanager
@@ -98,7 +114,8 @@ class _Watched:
 
     def __init__(self, source: Source, marks: Tensor) -> None:
         self._source, self._marks = source, marks
-        #: Ends the workers; only the process that started them can.
+        #: The workers, and what ends them; only the process that started them can.
+        self.processes: list[Any] = []
         self.stop: Callable[[], object] = _nothing
 
     def __getattr__(self, name: str) -> Any:
