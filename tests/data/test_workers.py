@@ -81,10 +81,9 @@ def test_other_errors_stay_what_they_are() -> None:
 def test_a_worker_is_named_where_only_its_connection_breaks(error: Exception) -> None:
     watched = workers._Watched(drawn(12, 3), torch.tensor([[4711, 2], [4712, 3]]))
     watched.processes = [SimpleNamespace(pid=4711, exitcode=None), SimpleNamespace(pid=4712, exitcode=-11)]
-    workers._WATCHED.add(watched)
+    workers._WATCHED.append(watched)
     with pytest.raises(DataError, match="the-bad-one"), naming_dead_workers():
         raise error
-    watched.processes = []
     with pytest.raises(OSError, match="another matter"), naming_dead_workers():
         raise OSError("another matter")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -306,7 +305,7 @@ def test_ctrl_c_leaves_what_is_done_and_says_so(
 
     def write_one(folder: Path, side: str, number: int, *rest: Any) -> None:
         if number == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # to this thread: the one that works
         write(folder, side, number, *rest)
 
     words = ["embed", DATA, "--model", small_model, "--out", str(tmp_path / "s"), "--shard-size", "8"]

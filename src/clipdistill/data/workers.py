@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ _ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 #: A worker's connection may break a little before its end can be seen.
 _SECONDS_TO_END = 1.0
 #: The sources that workers read now.
-_WATCHED: weakref.WeakSet[_Watched] = weakref.WeakSet()
+_WATCHED: list[_Watched] = []
 
 
 def load(
@@ -52,9 +51,20 @@ def load(
         pin_memory=pin,
     )
     reading: Any = iter(loader)
-    if workers:
-        watched.processes, watched.stop = reading._workers, reading._shutdown_workers
-    yield from reading
+    if not workers:
+        yield from reading
+        return
+    watched.processes, watched.stop = reading._workers, reading._shutdown_workers
+    _WATCHED.append(watched)
+    try:
+        yield from reading
+    except (RuntimeError, OSError, EOFError):
+        raise  # whoever names dead workers wants to know what was read
+    except BaseException:
+        _forget(watched)
+        raise
+    else:
+        _forget(watched)
 
 
 @contextmanager
@@ -74,6 +84,7 @@ def naming_dead_workers() -> Iterator[None]:
         with _undisturbed():
             for watched in _WATCHED:
                 watched.stop()
+            _WATCHED.clear()
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"a process that reads data was ended while it read {found[0] if found else 'data'} ({why}). Either that "
@@ -146,8 +157,12 @@ def _watching(batches: Dataset[Made], workers: int) -> tuple[Dataset[Made], _Wat
     watching: Any = copy.copy(batches)
     marks: Tensor = torch.full((workers, 2), -1).share_memory_()  # type: ignore[no-untyped-call]
     watching.source = _Watched(watching.source, marks)
-    _WATCHED.add(watching.source)
     return watching, watching.source
+
+
+def _forget(watched: _Watched) -> None:
+    if watched in _WATCHED:
+        _WATCHED.remove(watched)
 
 
 def _nothing() -> None:
