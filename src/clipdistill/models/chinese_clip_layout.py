@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -81,13 +81,18 @@ def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename, join and transpose a ChineseCLIPModel's state dict to Chinese-CLIP's: :func:`to_transformers` undone."""
     converted = {}
-    for name, value in weights.items():
-        if ".self_attn.k_proj." in name or ".self_attn.v_proj." in name:
-            continue
-        if ".self_attn.q_proj." in name:
-            value = torch.cat([weights[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"])
+    for name, value in with_joined_attention(weights):
         converted[original_name(name)] = value.T.contiguous() if name in _TRANSPOSED else value
     return converted
+
+
+def with_joined_attention(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield a state dict of transformers with queries, keys and values as one tensor, under the queries' name."""
+    for name, value in weights.items():
+        if ".self_attn.q_proj." in name:
+            yield name, torch.cat([weights[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"])
+        elif ".self_attn.k_proj." not in name and ".self_attn.v_proj." not in name:
+            yield name, value
 
 
 def original_name(name: str) -> str:

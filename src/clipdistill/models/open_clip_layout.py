@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from clipdistill.data.views import Transform
 from clipdistill.errors import ModelError
 from clipdistill.models.bundle import save_bundle
+from clipdistill.models.chinese_clip_layout import with_joined_attention
 from clipdistill.models.hub import OPEN_CLIP_CONFIG
 from clipdistill.models.huggingface import HuggingFaceEncoder
 from clipdistill.models.open_clip_origin import WEIGHTS
@@ -91,11 +91,7 @@ class _Converted:
 def to_open_clip(weights: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
     """Rename, join and transpose a CLIPModel's state dict; its text tower keeps the first ``length`` positions."""
     converted = {}
-    for name, value in weights.items():
-        if ".self_attn.k_proj." in name or ".self_attn.v_proj." in name:
-            continue
-        if ".self_attn.q_proj." in name:
-            value = torch.cat([weights[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"])
+    for name, value in with_joined_attention(weights):
         theirs = _renamed(name)
         value = value[:length] if theirs == "positional_embedding" else value
         converted[theirs] = (value.T if theirs in _TRANSPOSED else value).detach().cpu().contiguous().clone()
