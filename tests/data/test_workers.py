@@ -8,19 +8,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
-from clipdistill.data import workers
 from clipdistill.data.batches import Batches, Inlet
 from clipdistill.data.samples import Sample
 from clipdistill.data.sources import pairs
 from clipdistill.data.sources.listed import Samples, from_samples
 from clipdistill.data.views import Transform
-from clipdistill.data.workers import load, naming_dead_workers
+from clipdistill.data.workers import load
 from clipdistill.errors import DataError
 from clipdistill.training import setup as training_setup
 from clipdistill.training.loop import distill
@@ -39,6 +38,16 @@ class Deadly:
 
     def __str__(self) -> str:
         return "deadly.png"
+
+
+class Away(Dataset[Any]):
+    """Batches whose store cannot be reached, though no worker dies."""
+
+    def __init__(self, source: Samples) -> None:
+        self.source = source
+
+    def __getitem__(self, item: Any) -> Any:
+        raise ConnectionError("the store is away")
 
 
 def drawn(count: int, deadly: int | None = None) -> Samples:
@@ -67,25 +76,23 @@ def test_workers_change_nothing(count: int) -> None:
 def test_a_worker_that_dies_is_named_with_the_sample(deadly: int) -> None:
     batches = batches_of(drawn(12, deadly))
     items = [(0, [row, row + 1]) for row in range(0, 12, 2)]
-    told = r"while it read sample 'the-bad-one' of drawn \(DataLoader worker "
-    with pytest.raises(DataError, match=told), naming_dead_workers():
+    told = r"while it read sample 'the-bad-one' of drawn \(SIGSEGV\)"
+    with pytest.raises(DataError, match=told):
         list(load(batches, items, 2))
 
 
-def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="something else"), naming_dead_workers():
-        raise RuntimeError("something else")
+def test_the_error_of_a_sample_stays_what_it_is() -> None:
+    source = drawn(4)
+    with pytest.raises(ConnectionError, match="the store is away"):
+        list(load(Away(source), [(0, [0, 1])], 1))
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
-def test_a_worker_is_named_where_only_its_connection_breaks(error: Exception) -> None:
-    watched = workers._Watched(drawn(12, 3), torch.tensor([[4711, 2], [4712, 3]]))
-    watched.processes = [SimpleNamespace(pid=4711, exitcode=None), SimpleNamespace(pid=4712, exitcode=-11)]
-    workers._WATCHED.append(watched)
-    with pytest.raises(DataError, match="the-bad-one"), naming_dead_workers():
-        raise error
-    with pytest.raises(OSError, match="another matter"), naming_dead_workers():
-        raise OSError("another matter")
+def test_the_end_of_a_worker_is_not_raised_where_something_else_runs() -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    reading = load(batches_of(drawn(4)), [(0, [0, 1]), (0, [2, 3])], 1)
+    next(reading)
+    assert signal.getsignal(signal.SIGCHLD) is before
+    reading.close()
 
 
 def test_a_run_ends_with_the_name_of_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

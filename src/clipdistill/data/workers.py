@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -19,12 +18,8 @@ from clipdistill.data.samples import Sample, Source
 from clipdistill.errors import DataError
 
 Made = TypeVar("Made")
-#: What torch says of workers that have ended.
-_ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
-#: A worker's connection may break a little before its end can be seen.
-_SECONDS_TO_END = 1.0
-#: The sources that workers read now.
-_WATCHED: list[_Watched] = []
+#: A worker's connection breaks a little before its end can be seen.
+_SECONDS_TO_END = 2.0
 
 
 def load(
@@ -34,6 +29,9 @@ def load(
 
     ``batches`` read the samples of their attribute ``source``. Each process is four batches ahead at most. ``pin`` puts
     batches into memory that a GPU can copy from by itself.
+
+    Raises:
+        DataError: a worker was killed, or crashed in a decoder; named with the sample it read.
     """
     if workers:
         # A tokenizer that threads cannot be forked; the workers are the parallelism.
@@ -50,74 +48,54 @@ def load(
         worker_init_fn=_ignore_interrupt,
         pin_memory=pin,
     )
-    reading: Any = iter(loader)
+    with _no_alarm():
+        reading: Any = iter(loader)
     if not workers:
         yield from reading
         return
-    watched.processes, watched.stop = reading._workers, reading._shutdown_workers
-    _WATCHED.append(watched)
     try:
         yield from reading
-    except (RuntimeError, OSError, EOFError):
-        raise  # whoever names dead workers wants to know what was read
-    except BaseException:
-        _forget(watched)
-        raise
-    else:
-        _forget(watched)
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        ended = _ended(reading._workers)
+        if not ended:
+            raise
+        raise DataError(
+            f"a process that reads data was ended while it read {watched.read_by(set(ended))} "
+            f"({', '.join(map(_end, ended.values()))}). Either that file crashes its decoder: remove it. Or memory ran "
+            "out: lower train.workers or train.batch_size."
+        ) from error
+    finally:
+        reading._shutdown_workers()
 
 
 @contextmanager
-def naming_dead_workers() -> Iterator[None]:
-    """Turn the end of a worker, which torch may tell at any moment, into an error that names the sample.
+def _no_alarm() -> Iterator[None]:
+    """Keep torch from raising the end of a worker out of a signal handler, wherever the main process happens to be.
 
-    Raises:
-        DataError: a worker was killed, or crashed in a decoder.
+    What runs there may swallow or distort the error. Without it the end is seen where the next batch is waited for, a
+    few seconds later.
     """
     try:
+        before = signal.getsignal(signal.SIGCHLD)
+    except AttributeError:  # no such signal on this system
         yield
-    except (RuntimeError, OSError, EOFError) as error:
-        pids = _ended(error)
-        if not pids:
-            raise
-        found = [told for watched in _WATCHED if (told := watched.of(pids))]
-        with _undisturbed():
-            for watched in _WATCHED:
-                watched.stop()
-            _WATCHED.clear()
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"a process that reads data was ended while it read {found[0] if found else 'data'} ({why}). Either that "
-            "file crashes its decoder: remove it. Or memory ran out: lower train.workers or train.batch_size."
-        ) from error
+        return
+    yield
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before)
 
 
-def _ended(error: Exception) -> set[int]:
-    """The pids of the workers that an error is about: those it names, or those whose connection broke off."""
-    told = _ENDED.search(str(error))
-    if told:
-        return {int(pid) for pid in told[1].split(",")}
-    if isinstance(error, RuntimeError):
-        return set()
-    until, found = time.monotonic() + _SECONDS_TO_END, set[int]()
+def _ended(processes: list[Any]) -> dict[int, int]:
+    """The exit codes of the workers that have failed, by pid, waiting a moment for one that is about to."""
+    until, found = time.monotonic() + _SECONDS_TO_END, dict[int, int]()
     while not found and time.monotonic() < until:
+        found = {process.pid: process.exitcode for process in processes if process.exitcode}
         time.sleep(0.01)
-        found = {process.pid for watched in _WATCHED for process in watched.processes if process.exitcode}
     return found
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """While a dead worker is not put away, torch raises its error anew whenever any process ends."""
-    try:
-        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    except (AttributeError, ValueError):  # no such signal here; only the main thread gets any
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+def _end(code: int) -> str:
+    return f"exit status {code}" if code > 0 else signal.Signals(-code).name
 
 
 class _Watched:
@@ -125,9 +103,6 @@ class _Watched:
 
     def __init__(self, source: Source, marks: Tensor) -> None:
         self._source, self._marks = source, marks
-        #: The workers, and what ends them; only the process that started them can.
-        self.processes: list[Any] = []
-        self.stop: Callable[[], object] = _nothing
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -143,13 +118,13 @@ class _Watched:
             self._marks[worker.id] = torch.tensor([os.getpid(), index])
         return self._source[index]
 
-    def of(self, pids: set[int]) -> str | None:
+    def read_by(self, pids: set[int]) -> str:
         """What one of some processes has read last."""
         for pid, position in self._marks.tolist():
             if pid in pids:
                 sample = self._source[position]
                 return f"sample '{sample.id}' of {self._source.uri}"
-        return None
+        return f"data of {self._source.uri}"
 
 
 def _watching(batches: Dataset[Made], workers: int) -> tuple[Dataset[Made], _Watched]:
@@ -158,15 +133,6 @@ def _watching(batches: Dataset[Made], workers: int) -> tuple[Dataset[Made], _Wat
     marks: Tensor = torch.full((workers, 2), -1).share_memory_()  # type: ignore[no-untyped-call]
     watching.source = _Watched(watching.source, marks)
     return watching, watching.source
-
-
-def _forget(watched: _Watched) -> None:
-    if watched in _WATCHED:
-        _WATCHED.remove(watched)
-
-
-def _nothing() -> None:
-    """There is nothing to end."""
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -19,7 +19,7 @@ from clipdistill.data.batches import Batches, Inlet, in_turn
 from clipdistill.data.labels import labels_of
 from clipdistill.data.samples import Sample, Source, is_chinese
 from clipdistill.data.sources import pairs
-from clipdistill.data.workers import load, naming_dead_workers
+from clipdistill.data.workers import load
 from clipdistill.errors import DataError
 from clipdistill.evaluation import classify, retrieval, zeroshot
 from clipdistill.evaluation.zeroshot import Classes
@@ -232,7 +232,7 @@ def _embed(
     ranks: dict[str, list[NDArray[np.intp]]] = {name: [] for name in asked}
     contents: dict[str, int] = {}
     skipped: list[tuple[str, str]] = []
-    with naming_dead_workers(), progress(f"embedding {source.uri}", len(source), "pictures") as advance:
+    with progress(f"embedding {source.uri}", len(source), "pictures") as advance:
         for number, batch in enumerate(load(Batches(source, inlets, None), in_turn(len(source), BATCH), workers), 1):
             contents |= dict(zip(batch.ids, batch.groups[:, 0].tolist() if batch.ids else [], strict=True))
             skipped += batch.skipped

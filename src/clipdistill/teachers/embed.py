@@ -17,7 +17,6 @@ from clipdistill.data.samples import Source, gives
 from clipdistill.data.sources import pairs
 from clipdistill.data.views import Augmentation, Drawn
 from clipdistill.data.workers import load as load_items
-from clipdistill.data.workers import naming_dead_workers
 from clipdistill.errors import ConfigError, DataError, InterruptedRunError, did_you_mean
 from clipdistill.models.bundle import versions
 from clipdistill.models.device import choose_device, choose_precision, make_autocast
@@ -176,7 +175,7 @@ def _work(job: Job, mine: Sequence[int]) -> None:
         counts = [sum(len(job.samples(number)) for number in numbers) for numbers in (mine, todo)]
         unit = "pictures" if side == "I" else "captioned samples"
         label = f"embedding {unit} of {job.source.uri}"
-        with naming_dead_workers(), progress(label, counts[0], unit, counts[0] - counts[1]) as advance:
+        with progress(label, counts[0], unit, counts[0] - counts[1]) as advance:
             now = counts[0] - counts[1]
             for number, keys, rows, skipped in steps(job, todo, now, advance):
                 write_shard(job.folder, FOLDERS[side], number, keys, rows.astype(job.dtype), skipped)

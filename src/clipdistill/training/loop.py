@@ -21,7 +21,7 @@ from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch
 from clipdistill.data.block_order import fetch_ahead
 from clipdistill.data.samples import key64
-from clipdistill.data.workers import load, naming_dead_workers
+from clipdistill.data.workers import load
 from clipdistill.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.models.device import choose_device, choose_precision
@@ -97,7 +97,7 @@ def _distill(config: RunConfig, resume: bool, ranks: Ranks) -> Run:
             run_folder.create(config, run_folder.record(config, setup.fingerprint, marks, findings.facts))
     state = _start(setup, folder, resume)
     with trackers.logs(config, state.step, ranks.main) as log:
-        with _interruptible() as stop, naming_dead_workers():
+        with _interruptible() as stop:
             _train(setup, log, state, tasks, stop)
         if ranks.main:
             _finish(setup, folder, state)  # before the trackers are closed, which may wait for a network
