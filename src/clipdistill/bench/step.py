@@ -5,6 +5,7 @@ The same measured step as in :mod:`clipdistill.bench.embed_kd`, for a small stud
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,8 @@ def _size(student: str, teacher: str, vocabulary: int) -> embed_kd.Scope:
 class Scope:
     """The ``sizes`` whose step is taken apart, and the ``ways`` of each of some students, eager first.
 
-    The latter learn from the stored teacher of the last size, ``batch_size`` pictures at once.
+    The latter learn from the stored teacher of the last size, ``batch_size`` pictures at once. A case is given
+    ``limit`` seconds, start and compiling included, and is told to be unfinished after that.
     """
 
     sizes: Mapping[str, embed_kd.Scope] = field(
@@ -65,6 +67,7 @@ class Scope:
     )
     batch_size: int = 16
     steps: int = 3
+    limit: float = 300.0
 
 
 def run(scope: Scope | None = None) -> Result:
@@ -89,17 +92,17 @@ def run(scope: Scope | None = None) -> Result:
 
         for size_name, size in scope.sizes.items():
             folder = Path(name) / size_name
-            cases += _taken_apart(folder, size_name, size, precision, scope.steps, told)
+            cases += _taken_apart(folder, size_name, size, precision, scope, told)
         for student, ways in scope.ways.items():
             other = replace(size, student=scope.students[student], batch_size=scope.batch_size)
             for way in ways:
-                cases.append(_case(folder, student, other, precision, "stored", 1, way, scope.steps))
+                cases.append(_case(folder, student, other, precision, "stored", 1, way, scope))
                 told(f"{student} {way}")
     return _result(cases, precision)
 
 
 def _taken_apart(
-    folder: Path, name: str, size: embed_kd.Scope, precision: str, steps: int, told: Callable[[str], None]
+    folder: Path, name: str, size: embed_kd.Scope, precision: str, scope: Scope, told: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """A step with its teacher live and stored, in one process and in several."""
     folder.mkdir()
@@ -109,28 +112,38 @@ def _taken_apart(
     cases = []
     for mode in embed_kd.MODES:
         for processes in (1, PROCESSES):
-            cases.append(_case(folder, name, size, precision, mode, processes, "eager", steps))
+            cases.append(_case(folder, name, size, precision, mode, processes, "eager", scope))
             told(f"{name} {mode} in {processes}")
     return cases
 
 
 def _case(
-    folder: Path, name: str, size: embed_kd.Scope, precision: str, mode: str, processes: int, way: str, steps: int
+    folder: Path, name: str, size: embed_kd.Scope, precision: str, mode: str, processes: int, way: str, scope: Scope
 ) -> dict[str, Any]:
     (teacher,) = size.teachers
     config = embed_kd.configure(folder, folder / (teacher if mode == "live" else f"{teacher}-store"), precision, size)
-    asked = {"run": config, "steps": steps, "warm_up": _WARM_UP.get(way, 1), "way": way}
-    found = ask(MODULE, **asked) if processes == 1 else ask_several(processes, MODULE, **asked)
+    asked: dict[str, Any] = {
+        "run": config,
+        "steps": scope.steps,
+        "warm_up": _WARM_UP.get(way, 1),
+        "way": way,
+        "within": scope.limit,
+    }
     case = {"name": name, "teacher": mode, "processes": processes, "way": way, "batch_size": size.batch_size}
-    return {**case, "step_seconds": median(found["steps"]), **found}
+    try:
+        found = ask(MODULE, **asked) if processes == 1 else ask_several(processes, MODULE, **asked)
+    except subprocess.TimeoutExpired:
+        return {**case, "left_out": f"did not finish in {scope.limit:g} s"}
+    return {**case, "step_seconds": median(found["steps"]), **found, "left_out": ""}
 
 
 def _result(cases: Sequence[dict[str, Any]], precision: str) -> Result:
     heads = ["", "rows", "step s", *(NAMES.get(part, part) for part in ALL_PARTS)]
-    title = f"a training step on {cases[0]['device']} in {precision}: seconds, and what they go to"
+    title = f"a training step on {choose_device('auto').type} in {precision}: seconds, and what they go to"
     table = columns([heads, *map(_line, cases)])
     ratios = _ratios(cases)
     told = [f"{name}: {ratio:.2f} times as fast" for name, ratio in ratios.items()]
+    told += [f"{_name(case)} {case['left_out']}" for case in cases if case["left_out"]]
     return Result(ratios, {"precision": precision, "cases": list(cases)}, "\n".join([title, table, *told]))
 
 
@@ -138,18 +151,26 @@ def _ratios(cases: Sequence[dict[str, Any]]) -> dict[str, float]:
     """How many times faster than eager each other way is, and several processes than one."""
     found, eager = dict[str, float](), dict[tuple[str, str, int], float]()
     for case in cases:
+        if case["left_out"]:
+            continue
         key = (case["name"], case["teacher"], case["batch_size"])
         if case["processes"] == 1 and case["way"] == "eager":
             eager[key] = case["step_seconds"]
             continue
         what = case["way"] if case["processes"] == 1 else f"{case['processes']}_processes_{case['teacher']}"
-        found[f"{case['name']}_{what}"] = eager[key] / case["step_seconds"]
+        if key in eager:
+            found[f"{case['name']}_{what}"] = eager[key] / case["step_seconds"]
     return found
 
 
 def _line(case: dict[str, Any]) -> list[str]:
+    if case["left_out"]:
+        return [_name(case), str(case["batch_size"]), "-", *("-" for _ in ALL_PARTS)]
+    parts = (f"{case['parts'].get(part, 0):.3f}" for part in ALL_PARTS)
+    return [_name(case), str(case["batch_size"]), f"{case['step_seconds']:.3f}", *parts]
+
+
+def _name(case: dict[str, Any]) -> str:
     several = "" if case["processes"] == 1 else f" {case['processes']} processes"
     way = "" if case["way"] == "eager" else f" {case['way']}"
-    parts = (f"{case['parts'].get(part, 0):.3f}" for part in ALL_PARTS)
-    name = f"{case['name']} {case['teacher']}{way}{several}"
-    return [name, str(case["batch_size"]), f"{case['step_seconds']:.3f}", *parts]
+    return f"{case['name']} {case['teacher']}{way}{several}"

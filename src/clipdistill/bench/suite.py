@@ -10,21 +10,24 @@ from typing import Any
 
 from clipdistill.bench.machine import machine
 from clipdistill.bench.result import Result
-from clipdistill.errors import ConfigError, did_you_mean
+from clipdistill.errors import ConfigError, TrainingError, did_you_mean
 from clipdistill.files import write_text
 from clipdistill.models.bundle import versions
 
 #: One module of this folder each, the quick ones first.
-NAMES = ("precision", "transform", "store", "step", "loss", "embed-kd")
+NAMES = ("precision", "transform", "store", "step", "loss", "embed-kd", "soak")
 
 
-def run(names: Sequence[str], file: Path | None, tell: Callable[[str], object]) -> None:
+def run(names: Sequence[str], file: Path | None, tell: Callable[[str], object], minutes: float = 10.0) -> None:
     """Run the benchmarks ``names``, all of them if none is named; ``tell`` each one's text as soon as it is done.
+
+    The soak, which has no end of its own, takes so many ``minutes``.
 
     ``file`` gets the ratios of all, everything each has measured, the machine and the versions, as JSON.
 
     Raises:
         ConfigError: a name is unknown, or there is no folder for ``file``; nothing has been run.
+        TrainingError: a soak has found violations; everything is written down.
     """
     chosen = list(dict.fromkeys(names)) or list(NAMES)
     for name in chosen:
@@ -34,10 +37,13 @@ def run(names: Sequence[str], file: Path | None, tell: Callable[[str], object]) 
         raise ConfigError(f"--json {file}: there is no folder {file.parent}. Make it, or name another file.")
     found: dict[str, Result] = {}
     for name in chosen:
-        found[name] = importlib.import_module(f"clipdistill.bench.{name.replace('-', '_')}").run()
+        module = importlib.import_module(f"clipdistill.bench.{name.replace('-', '_')}")
+        found[name] = module.run(minutes) if name == "soak" else module.run()
         tell(found[name].text)
     if file is not None:
         write_text(file, json.dumps(as_dict(found), indent=2, allow_nan=False) + "\n")
+    if violations := [told for result in found.values() for told in result.measured.get("violations", [])]:
+        raise TrainingError(f"the soak has found {len(violations)} violations, the first: {violations[0]}")
 
 
 def as_dict(found: Mapping[str, Result]) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def check_ranks(config: RunConfig, ranks: Ranks) -> None:
     if config.batches.select:
         raise ConfigError(
             f"batches.select={config.batches.select} compares all rows of a super-batch, which {ranks.world} processes "
-            "have in parts. Train in one process, or drop it."
+            "have in parts. Start it in one process, without torchrun or accelerate launch (train.micro_batch makes "
+            "room for a large batch there), or drop batches.select."
         )
 
 
@@ -214,10 +215,26 @@ def check_micro_batch(student: DualEncoder, size: int | None) -> None:
     """
     if size is None:
         return
-    layers = [name for name, part in student.module.named_modules() if isinstance(part, _BatchNorm) and part.training]
-    if layers:
+    if layers := _over_the_batch(student):
         raise ConfigError(
             f"train.micro_batch={size}: the student normalises over the batch in {len(layers)} layers ({layers[0]}, "
             "...), so in parts it would compute something else. Drop train.micro_batch and take train.accumulate, or "
             "freeze that tower (student.freeze), or choose a student without batch normalisation."
         )
+
+
+def warn_of_shares(student: DualEncoder, batch_size: int, ranks: Ranks) -> None:
+    """Tell that layers which normalise over the batch see this process's share of it alone."""
+    if ranks.world > 1 and (layers := _over_the_batch(student)):
+        console.print(
+            f"warning: the student normalises over the batch in {len(layers)} layers ({layers[0]}, ...), each of "
+            f"{ranks.world} processes over its own share: {batch_size // ranks.world} of {batch_size} samples "
+            "(torch.nn.SyncBatchNorm is not used). If these are too few, raise train.batch_size, start fewer "
+            "processes, or choose a student without batch normalisation.",
+            markup=False,
+        )
+
+
+def _over_the_batch(student: DualEncoder) -> list[str]:
+    """The names of the layers that normalise over the batch, and learn."""
+    return [name for name, part in student.module.named_modules() if isinstance(part, _BatchNorm) and part.training]

@@ -8,6 +8,9 @@ The first process alone speaks and writes.
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +31,8 @@ PATIENCE = timedelta(hours=2)
 PIECE = 1 << 23
 #: The first process has so many seconds to speak before another one says what is wrong: mostly it is the same.
 _TURN = 2.0
+#: Seconds between two looks at whether torchrun is still there.
+_LOOK = 0.5
 
 Value = TypeVar("Value")
 
@@ -105,13 +110,18 @@ def joined() -> Iterator[Ranks]:
 
     Raises:
         ConfigError: the environment says half of what is needed.
-        TrainingError: another process has ended.
+        TrainingError: another process has ended, or the torchrun that started this one.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or distributed.is_initialized():
         yield Ranks(distributed.get_rank(), world) if distributed.is_initialized() else Ranks()
         return
-    ranks = _meet(world)
+    with _watched():
+        ranks = _meet(world)
+        yield from _together(ranks, world)
+
+
+def _together(ranks: Ranks, world: int) -> Iterator[Ranks]:
     was_quiet, console.quiet = console.quiet, not ranks.main
     try:
         yield ranks
@@ -140,11 +150,48 @@ def _meet(world: int) -> Ranks:
             f"WORLD_SIZE={world} says that this is one of several processes, and {', '.join(missing)} is not set. "
             "Start them with torchrun --nproc-per-node N -m clipdistill distill RUN.yaml, or unset WORLD_SIZE."
         )
+    _greet()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
     return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
+def _greet() -> None:
+    """Find out whether torchrun, where the processes meet, is still there: otherwise they would wait for hours."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection(address, timeout=60).close()
+    except OSError as error:
+        raise TrainingError(
+            f"the torchrun that started this process does not answer at {address[0]}:{address[1]} ({error}): it has "
+            "ended. Start it again with the same command, and --resume if the run had begun."
+        ) from error
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Ask this process to stop, as a scheduler does, when the one that started it is gone.
+
+    A torchrun that is killed outright leaves its processes running, and they would write to the same folder as those
+    of the next one.
+    """
+    parent, over = os.getppid(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(_LOOK):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _is_lost(error: RuntimeError) -> bool:

@@ -34,6 +34,7 @@ from clipdistill.training.checks import (
     check_nodes,
     check_stored,
     compared_nodes,
+    warn_of_shares,
 )
 from clipdistill.training.choosing import choose_rows, reference_nodes
 from clipdistill.training.opening import make_teachers, open_models, open_student
@@ -197,6 +198,7 @@ def prepare(config: RunConfig, ranks: Ranks = Ranks()) -> Setup:  # noqa: B008 -
     teachers = make_teachers(opened, recipe, student, config, autocast, classes, reference_nodes(config))
     train_mode(student, config.student.freeze)
     check_micro_batch(student, config.train.micro_batch)
+    warn_of_shares(student, config.train.batch_size, ranks)
     stored = {letter: teacher for letter, teacher in teachers.items() if isinstance(teacher, StoredTeacher)}
     config, views = choose_views(config, stored, list(recipe.nodes))
     check_nodes(recipe, source, student, list(teachers.values()))
