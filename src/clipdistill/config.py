@@ -223,7 +223,7 @@ class StageConfig(_Section):
 class RunConfig(_Section):
     """Everything one run depends on. Written into the run folder as ``config.yaml``, every default spelled out."""
 
-    recipe: Any = "clip-kd"
+    recipe: Any = "best"
     data: str
     unpaired: list[str] = Field(default_factory=list)
     teachers: dict[str, str] = Field(default_factory=dict)

@@ -8,7 +8,6 @@ import shutil
 import statistics as stdlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,14 @@ from clipdistill.cli import main
 from clipdistill.config import load_run
 from clipdistill.errors import ConfigError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
-from clipdistill.evidence import cells, measure
-from clipdistill.evidence.cells import Known, jobs, run_all, teacher_job
+from clipdistill.evidence import measure, running
+from clipdistill.evidence.cells import Known, jobs, teacher_jobs
 from clipdistill.evidence.compare import compare, compare_runs, tables
 from clipdistill.evidence.grid import METRICS, Grid, make_grid
 from clipdistill.evidence.measure import Measured
 from clipdistill.evidence.outcome import Outcome, Trial
 from clipdistill.evidence.report.grid_page import grid_page, write_grid_report
+from clipdistill.evidence.running import run_all
 from clipdistill.models.huggingface import load
 from clipdistill.training.setup import prepare
 from tiny_runs import TINY, fail_at_step, tiny_run
@@ -91,9 +91,8 @@ def refuse(*_: Any, **__: Any) -> Any:
 
 def test_students_start_alike_and_share_the_teachers_width_and_tokenizer(done: tuple[Outcome, Path]) -> None:
     known = Known()
-    first = teacher_job(grid(), done[1], known)
-    assert first is not None
-    work = jobs(grid(), done[1], known, str(first.student))
+    (first,) = teacher_jobs(grid(), done[1], known)
+    work = jobs(grid(), done[1], known, {"teacher": str(first.student)})
     assert [(job.cell, job.seed) for job in work] == [("clip", 0), ("feature", 0), ("clip", 1), ("feature", 1)]
     assert all(job.is_finished for job in work)
     clip, feature, other_seed = (prepare(job.config).student for job in work[:3])
@@ -166,7 +165,7 @@ def test_the_report_tells_means_spreads_differences_and_gaps(done: tuple[Outcome
 def test_what_is_finished_is_not_done_again(
     copy: Path, monkeypatch: pytest.MonkeyPatch, done: tuple[Outcome, Path]
 ) -> None:
-    monkeypatch.setattr(cells, "distill", refuse)
+    monkeypatch.setattr(running, "distill", refuse)
     monkeypatch.setattr(measure, "evaluate", refuse)
     again, _ = compare(grid(), copy)
     assert again.figures("feature", "mean_recall") == done[0].figures("feature", "mean_recall")
@@ -181,7 +180,7 @@ def test_new_data_are_measured_without_training_and_learning_curves_are_drawn(
     small = {"cells": {"clip": {"recipe": "clip"}}, "seeds": [0], "teacher": None}
     base = {**DATA["base"], "train": {**TRAIN, "steps": 2}, "student": {**STUDENT, "vocab_size": 520}}
     first, _ = compare(grid(**small, base=base, evaluate={"retrieval": "scenes:test?n=20"}), tmp_path)
-    monkeypatch.setattr(cells, "distill", refuse)
+    monkeypatch.setattr(running, "distill", refuse)
     second, _ = compare(grid(**small, base=base, evaluate={"zeroshot": "scenes:zeroshot?n=20"}), tmp_path)
     assert (first.headline, second.headline) == (("mean_recall",), ("zeroshot_acc1",))
     assert second.metrics == list(METRICS["zeroshot"])
@@ -204,7 +203,7 @@ def test_an_interrupted_run_goes_on(copy: Path, done: tuple[Outcome, Path], monk
     broken = run_of(copy, "feature", 0)
     shutil.rmtree(broken)
     trained = str(next((copy / "teacher").iterdir()) / "student")
-    work = jobs(grid(), copy, Known(), trained)
+    work = jobs(grid(), copy, Known(), {"teacher": trained})
     with monkeypatch.context() as patch:
         fail_at_step(patch, 4)
         with pytest.raises(RuntimeError, match="power cut"):
@@ -219,7 +218,7 @@ def test_a_stopped_run_says_how_to_go_on(copy: Path, monkeypatch: pytest.MonkeyP
     def stopped(*_: Any) -> None:
         raise InterruptedRunError("stopped after step 2 of 6. Go on with the same command and --resume.")
 
-    monkeypatch.setattr(cells, "distill", stopped)
+    monkeypatch.setattr(running, "distill", stopped)
     with pytest.raises(InterruptedRunError, match=r"^clip, seed 0: stopped.*Go on with the same command\.$"):
         compare(grid("train.lr=0.5"), copy)
 
@@ -233,29 +232,31 @@ def test_a_run_in_a_process_of_its_own_is_the_same(copy: Path, done: tuple[Outco
 @pytest.mark.parametrize(
     ("status", "kind", "message"),
     [
-        (1, TrainingError, r"clip, seed 0: the run failed \(exit status 1\), see .*\.txt:\nerror: no room"),
+        (1, TrainingError, r"clip, seed 0: the run failed \(status 1\), see .*\.txt:\nerror: no room"),
         (130, InterruptedRunError, r"clip, seed 0: stopped.*Go on with the same command\.$"),
     ],
 )
 def test_a_process_that_fails_is_named_and_starts_no_other(
     status: int, kind: type[Exception], message: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands: list[list[str]] = []
+    asked: list[dict[str, Any]] = []
 
-    def failing(command: list[str], stdout: Any, env: dict[str, str], **_: Any) -> CompletedProcess[str]:
-        commands.append(command)
-        stdout.write("error: no room")
-        assert int(env["OMP_NUM_THREADS"]) >= 1
-        return CompletedProcess(command, status)
+    class Failing:
+        def ask(self, **request: Any) -> dict[str, Any]:
+            asked.append(request)
+            Path(request["log"]).write_text("error: no room")
+            return {"status": status}
 
-    known = Known()
-    work = jobs(grid("train.lr=0.5", "teacher=null", cells={"clip": {"recipe": "clip"}}), copy, known, None)
-    monkeypatch.setattr(cells.subprocess, "run", failing)
-    monkeypatch.setattr(cells, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
+        def close(self) -> None:
+            pass
+
+    work = jobs(grid("train.lr=0.5", "teacher=null", cells={"clip": {"recipe": "clip"}}), copy, Known(), {})
+    monkeypatch.setattr(running, "Worker", Failing)
+    monkeypatch.setattr(running, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
     with pytest.raises(kind, match=message):
         run_all(work, at_once=2)
-    assert len(commands) == 1
-    assert load_run(commands[0][-1]) == work[0].config
+    assert len(asked) == 1
+    assert load_run(asked[0]["file"]) == work[0].config
 
 
 def test_finished_runs_side_by_side(

@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).parents[2] / "src" / "clipdistill"
 FLOORS = [
     {"errors", "files", "progress"},
     {"algebra", "data"},
-    {"models"},
+    {"models", "search"},
     {"config", "teachers", "evaluation"},
     {"training"},
+    {"export"},
     {"evidence", "bench", "coming_from"},
     {"cli"},
     {"__init__", "__main__"},
@@ -54,6 +55,15 @@ def test_a_floor_imports_only_what_stands_below_it(path: Path) -> None:
         assert own == other or FLOOR[other] < FLOOR[own], f"{path.name}:{line}: {own} may not import {other}"
 
 
+def test_search_needs_little_of_the_rest() -> None:
+    known = {"errors", "files", "progress", "search", "data.views", "data.images"}
+    for path in (path for path in FILES if room(path) == "search"):
+        for line, module in imports(path):
+            name = module.removeprefix("clipdistill.")
+            near = any(name == one or name.startswith(f"{one}.") for one in known)
+            assert near or not module.startswith("clipdistill."), f"{path.name}:{line} imports {module}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_models_import_model_libraries(path: Path) -> None:
     for line, module in imports(path):
@@ -73,6 +83,8 @@ def test_only_models_import_model_libraries(path: Path) -> None:
         "clipdistill.data.mixing",
         "clipdistill.data.mix_order",
         "clipdistill.config",
+        "clipdistill.search.runtime",
+        "clipdistill.search.golden",
     ],
 )
 def test_the_light_base_needs_no_torch(module: str) -> None:

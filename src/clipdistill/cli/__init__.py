@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from clipdistill.cli import bench, data, evaluation, recipes, store, training
+from clipdistill.cli import bench, data, evaluation, export, recipes, retention, store, training
 from clipdistill.errors import ClipdistillError, InterruptedRunError
 from clipdistill.progress import console
 
@@ -25,8 +25,11 @@ app.command()(training.distill)
 app.command(name="eval")(evaluation.evaluate)
 app.command()(store.embed)
 app.command()(evaluation.compare)
+app.command()(retention.retention)
 app.command(name="chinese-clip", context_settings={"ignore_unknown_options": True})(training.chinese_clip)
 app.command()(bench.bench)
+app.command()(export.export)
+app.command()(export.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(store.app, name="store")

@@ -73,7 +73,13 @@ def compare(
     grid: Annotated[str | None, typer.Option(help="A grid that ships with the package: conaclip.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds per cell; 3 is 0, 1, 2.")] = None,
     cells: Annotated[str | None, typer.Option(help="Only these cells of the grid, and the baseline: A,B.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs trained at the same time.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs trained at the same time; by default as many as cores and free memory allow."),
+    ] = None,
+    forecast: Annotated[
+        bool, typer.Option("--forecast", help="Say what longer runs or more data would bring.")
+    ] = False,
 ) -> None:
     """Train a grid of runs that differ in one thing, over seeds, and say which differences are more than noise.
 
@@ -85,11 +91,13 @@ def compare(
     from clipdistill.evidence.report import table
 
     chosen = choose_grid(words or [], recipes, grid, seeds, cells)
+    if chosen is None and forecast:
+        raise ConfigError("--forecast belongs to a grid, whose runs differ in length or were evaluated on their way.")
     if chosen is None:
         runs, overrides = [w for w in words or [] if "=" not in w], [w for w in words or [] if "=" in w]
         found = [table(job.compare_runs(runs, overrides, out))]
     else:
-        outcome, _ = job.compare(chosen, out, jobs)
+        outcome, _ = job.compare(chosen, out, jobs, forecast)
         found = job.tables(outcome)
     _print(*found)
     console.print(f"report: {out / 'report.html'}", markup=False)

@@ -1,4 +1,4 @@
-"""The runs of a grid: what each is, where it lies, whether it is finished; one after another, or several at a time.
+"""The runs of a grid: what each is, where it lies, whether it is finished, and what it trains from.
 
 A run's folder is named by a hash of everything it depends on, so a finished run is recognised and never run again,
 and one that was interrupted goes on.
@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 
 from clipdistill import __version__
+from clipdistill.algebra.nodes import LOGITS
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import SELF, EvaluateConfig, RunConfig
 from clipdistill.data.sources import pairs
-from clipdistill.errors import InterruptedRunError, ModelError, TrainingError
-from clipdistill.evidence.grid import LETTER, TEACHER, Grid, main_teacher
-from clipdistill.files import write_text
+from clipdistill.errors import ModelError
+from clipdistill.evidence.grid import Grid
+from clipdistill.evidence.grid_runs import LETTER, TEACHER, main_teacher, recipe_teachers, recipes_of
 from clipdistill.models.bundle import RECORD
 from clipdistill.models.huggingface import load
 from clipdistill.models.vocabulary import end_token_id
-from clipdistill.progress import console
+from clipdistill.teachers.embed import embed
+from clipdistill.teachers.manifest import MANIFEST
 from clipdistill.teachers.stored import is_store, model_behind, open_teacher_store
-from clipdistill.training.loop import distill
 from clipdistill.training.run_folder import CONFIG, FREE, STUDENT
-
-#: Lines of a failed process that are told.
-_TOLD = 8
-#: The exit status of a process that Ctrl-C stopped.
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -79,12 +70,22 @@ class Facts:
     lends_tokenizer: bool
 
 
+@dataclass(frozen=True)
+class Store:
+    """A store that the grid makes: of which model, and where."""
+
+    model: str
+    folder: Path
+
+
 @dataclass
 class Known:
     """Fingerprints of data and models, each computed once."""
 
     _data: dict[str, str] = field(default_factory=dict)
     _models: dict[str, Facts] = field(default_factory=dict)
+    #: What cells train from instead of live teachers, by URI.
+    stores: dict[str, Store] = field(default_factory=dict)
 
     def data(self, uri: str) -> str:
         """The fingerprint of a data URI."""
@@ -102,11 +103,27 @@ class Known:
             self._models[uri] = Facts(encoder.fingerprint, encoder.width, _lends(encoder.tokenizer))
         return self._models[uri]
 
+    def stored(self, uri: str, data: str, folder: Path) -> str:
+        """Name the store of a model's rows of some data, below ``folder``, and know it before it is made.
+
+        Its name is a hash of both, which runs depend on in the rows' place: made again, rows may differ in their last
+        digits.
+        """
+        facts = self.model(uri)
+        key = hashlib.blake2b(f"{facts.fingerprint} {self.data(data)}".encode(), digest_size=6).hexdigest()
+        store = Store(uri, folder / key)
+        name = f"{store.folder}?views=any"
+        self.stores[name] = store
+        self._models[name] = Facts(f"stored {key}", facts.width, False)
+        return name
+
     def content(self, config: RunConfig) -> str:
         """Return a hash of all that a run's result depends on, 12 hexadecimal digits; where files lie is not."""
         content = {key: value for key, value in config.model_dump().items() if key not in ("out", "track")}
         content["train"] = {key: value for key, value in content["train"].items() if ("train", key) not in FREE}
         content["recipe"] = Recipe.load(config.recipe).to_dict()["terms"]
+        for stage in content["stages"]:
+            stage["recipe"] = stage["recipe"] and Recipe.load(stage["recipe"]).to_dict()["terms"]
         content["data"] = self.data(config.data)
         content["teachers"] = {
             letter: uri if uri == SELF else self.model(uri).fingerprint for letter, uri in config.teachers.items()
@@ -119,88 +136,64 @@ class Known:
         return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
 
 
-def teacher_job(grid: Grid, out: Path, known: Known) -> Job | None:
-    """The run that makes the grid's own teacher, if it has one."""
-    if grid.teacher is None:
-        return None
-    return _job(TEACHER, grid.teacher.seed, grid.teacher, out / TEACHER, known)
+def teacher_jobs(grid: Grid, out: Path, known: Known) -> list[Job]:
+    """The runs that make the grid's own teachers."""
+    folders = {name: out / TEACHER if name == TEACHER else out / "teachers" / name for name in grid.teachers}
+    return [_job(name, run.seed, run, folders[name], known) for name, run in grid.teachers.items()]
 
 
-def jobs(grid: Grid, out: Path, known: Known, trained: str | None) -> list[Job]:
-    """All runs of the cells, seed by seed; ``trained`` is the grid's own teacher, which is there by now.
+def jobs(grid: Grid, out: Path, known: Known, trained: Mapping[str, str]) -> list[Job]:
+    """All runs of the cells, seed by seed; ``trained`` are the grid's own teachers by name, which are there by now.
 
     Every student takes its joint width and tokenizer from the teacher, also where its recipe has no use for one, so
     that all students of a shape begin with the same weights.
     """
     found = []
+    first = dict(zip([LETTER], trained.values(), strict=False))
     for seed in grid.seeds:
         for cell, config in grid.cells.items():
-            teachers = {**config.teachers, **({LETTER: trained} if trained else {})}
+            teachers = first | {letter: trained.get(uri, uri) for letter, uri in config.teachers.items()}
             whole = _with_teachers(config, teachers, known).model_copy(update={"seed": seed})
+            if grid.stored and cell not in grid.live:
+                whole = _on_stores(whole, out / "stores", known)
             found.append(_job(cell, seed, _watched(whole, grid.evaluate), out / "cells" / cell, known))
     return found
 
 
-def run_all(work: Sequence[Job], at_once: int = 1) -> None:
-    """Run what is not finished, ``at_once`` runs in parallel, each in a process of its own if that is more than one.
+def embed_stores(work: Sequence[Job], known: Known) -> None:
+    """Embed what runs that are not finished train from, each teacher once for the same data; go on with what is begun.
 
     Raises:
-        ClipdistillError: a run failed or was stopped; those that finished are kept.
+        ClipdistillError: see :func:`clipdistill.teachers.embed.embed`.
     """
-    waiting = [job for job in work if not job.is_finished]
-    if len(waiting) < len(work):
-        console.print(f"{len(work) - len(waiting)} of {len(work)} runs are finished already", markup=False)
-    if at_once <= 1:
-        for number, job in enumerate(waiting, 1):
-            console.print(f"\n{number}/{len(waiting)} {job}", markup=False)
-            _here(job)
-    else:
-        _in_parallel(waiting, at_once)
-
-
-def _here(job: Job) -> None:
-    try:
-        distill(job.config, job.is_begun)
-    except InterruptedRunError as stopped:
-        raise _stopped(job) from stopped
-
-
-def _in_parallel(waiting: Sequence[Job], at_once: int) -> None:
-    executor, stop = ThreadPoolExecutor(at_once), Event()
-    threads = max(1, (os.cpu_count() or 1) // at_once)
-    running: dict[Future[None], Job] = {executor.submit(_in_process, job, threads, stop): job for job in waiting}
-    try:
-        for number, future in enumerate(as_completed(running), 1):
-            future.result()
-            console.print(f"{number}/{len(waiting)} {running[future]}: done", markup=False)
-    finally:
-        stop.set()
-        executor.shutdown(cancel_futures=True)
-
-
-def _in_process(job: Job, threads: int, stop: Event) -> None:
-    """Run ``clipdistill distill`` on a file beside the run folder, unless another run failed; keep what it says."""
-    if stop.is_set():
-        return
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    file, log = job.folder.with_suffix(".yaml"), job.folder.with_suffix(".txt")
-    write_text(file, job.config.to_yaml())
-    command = [sys.executable, "-m", "clipdistill", "distill", str(file), *(["--resume"] if job.is_begun else [])]
-    with log.open("w", encoding="utf-8") as said:
-        done = subprocess.run(
-            command, stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False
+    wanted = {uri: job.config for job in work if not job.is_finished for uri in job.config.teachers.values()}
+    for uri, config in wanted.items():
+        store = known.stores.get(uri)
+        if store is None or (store.folder / MANIFEST).is_file():
+            continue
+        train = config.train
+        embed(
+            config.data,
+            store.model,
+            store.folder,
+            workers=train.workers,
+            device=train.device,
+            max_broken=train.max_broken,
         )
-    if job.is_finished:
-        return
-    stop.set()
-    if done.returncode == _INTERRUPTED:
-        raise _stopped(job)
-    last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD:]
-    raise TrainingError(f"{job}: the run failed (exit status {done.returncode}), see {log}:\n" + "\n".join(last))
 
 
-def _stopped(job: Job) -> InterruptedRunError:
-    return InterruptedRunError(f"{job}: stopped, its checkpoint is kept. Go on with the same command.")
+def _on_stores(config: RunConfig, folder: Path, known: Known) -> RunConfig:
+    """The run with stores of whole pictures for its live teachers, whatever views it shows its student.
+
+    A teacher whose class scores are asked for stays live: a store has none.
+    """
+    nodes = {node for recipe in recipes_of(config) for node in recipe.nodes}
+    scoring = {node.model for node in nodes if node.view == LOGITS}
+    teachers = {
+        letter: uri if uri == SELF or letter in scoring or is_store(uri) else known.stored(uri, config.data, folder)
+        for letter, uri in config.teachers.items()
+    }
+    return config.model_copy(update={"teachers": teachers})
 
 
 def _job(cell: str, seed: int, config: RunConfig, parent: Path, known: Known) -> Job:
@@ -210,14 +203,14 @@ def _job(cell: str, seed: int, config: RunConfig, parent: Path, known: Known) ->
 
 def _with_teachers(config: RunConfig, teachers: dict[str, str], known: Known) -> RunConfig:
     """Give a cell the teachers that its recipe uses, and its student what it has from the main one."""
-    used = {letter: teachers[letter] for letter in Recipe.load(config.recipe).teachers}
+    used = {letter: teachers[letter] for letter in recipe_teachers(config)}
     update = dict(_from_teacher(config, teachers, known))
     return config.model_copy(update={"teachers": used, "student": config.student.model_copy(update=update)})
 
 
 def _from_teacher(config: RunConfig, teachers: dict[str, str], known: Known) -> Iterator[tuple[str, str | int]]:
     uri, student = main_teacher(teachers), config.student
-    if uri is None or student.pretrained or config.prune:
+    if uri is None or student.pretrained or config.prune or student.has_text is False:
         return
     origin = model_behind(uri)
     if (student.inherit or student.keep) and student.inherit_from is None and origin:

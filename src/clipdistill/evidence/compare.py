@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,37 +14,50 @@ from rich.text import Text
 from clipdistill.config import EvaluateConfig, load_run
 from clipdistill.errors import ConfigError
 from clipdistill.evaluation.evaluate import Evaluation, Tasks
-from clipdistill.evidence.cells import Job, Known, jobs, run_all, teacher_job
+from clipdistill.evidence.cells import Job, Known, embed_stores, jobs, teacher_jobs
+from clipdistill.evidence.claims import judge
 from clipdistill.evidence.finish import compare_models
-from clipdistill.evidence.grid import METRICS, Grid, evaluate_keys, main_teacher
+from clipdistill.evidence.forecast import forecasts, groups
+from clipdistill.evidence.grid import METRICS, Grid, evaluate_keys
+from clipdistill.evidence.grid_runs import TEACHER, main_teacher
 from clipdistill.evidence.measure import Judge, learning_curve, training_seconds
 from clipdistill.evidence.outcome import Line, Outcome, Trial
+from clipdistill.evidence.report.claims_page import claims_table
 from clipdistill.evidence.report.comparison import change, points, share
+from clipdistill.evidence.report.forecast_page import forecast_table
 from clipdistill.evidence.report.grid_page import metric_name, write_grid_report
 from clipdistill.evidence.report.terminal import ascii_signs
+from clipdistill.evidence.running import run_all
 from clipdistill.teachers.stored import model_behind
 from clipdistill.training.run_folder import CONFIG
 
 
-def compare(grid: Grid, out: Path, at_once: int = 1) -> tuple[Outcome, Path]:
+def compare(grid: Grid, out: Path, at_once: int | None = 1, forecast: bool = False) -> tuple[Outcome, Path]:
     """Run a grid in the folder ``out``, and write comparison.csv, report.json and report.html there.
 
+    With claims also claims.csv and claims.md.
+
     Runs that are finished are not run again, and students that are measured are not measured again. ``at_once`` runs
-    are trained in parallel. Returns what was found, and the page.
+    are trained in parallel, None as many as cores and free memory allow. ``forecast`` says what longer runs or more
+    data would bring. Returns what was found, and the page.
 
     Raises:
         ClipdistillError: anything does not fit, or a run failed; run the same again to go on.
     """
-    if at_once < 1:
+    if at_once is not None and at_once < 1:
         raise ConfigError(f"--jobs is {at_once}; expected 1 or more.")
     tasks, known = Tasks.open(**grid.evaluate.uris()), Known()
-    first = teacher_job(grid, out, known)
-    run_all([first] if first else [])
-    trained = str(first.student) if first else None
+    families = groups(grid) if forecast else []
+    first = teacher_jobs(grid, out, known)
+    run_all(first, at_once)
+    trained = {job.cell: str(job.student) for job in first}
     work = jobs(grid, out, known, trained)
+    embed_stores(work, known)
     run_all(work, at_once)
-    judge = Judge(tasks, known, trained or _given_teacher(grid))
-    outcome = _outcome(grid, work, judge, out)
+    against: Mapping[str, str | None] = trained or {TEACHER: _given_teacher(grid)}
+    judges = {name: Judge(tasks, known, uri) for name, uri in against.items()}
+    outcome = _outcome(grid, work, judges, out)
+    outcome = replace(outcome, forecasts=tuple(forecasts(families, outcome)))
     page = write_grid_report(outcome, out, f"clipdistill compare: {grid.name}", _facts(grid, work, first))
     return outcome, page
 
@@ -68,22 +81,30 @@ def compare_runs(runs: Sequence[str], overrides: Sequence[str], out: Path) -> li
 
 
 def tables(outcome: Outcome) -> list[Table]:
-    """Return one table per headline metric for the terminal, cells as rows.
+    """Return one table per headline metric for the terminal, cells as rows, and those of forecasts and claims.
 
     The best mean is bold, an interval that holds zero is dim.
     """
-    return [_table(outcome, metric) for metric in outcome.headline]
+    claims = [claims_table(outcome.claims)] if outcome.claims else []
+    found = [[one for one in outcome.forecasts if one.metric == metric] for metric in outcome.headline]
+    ahead = [forecast_table(own) for own in found if own]
+    return [*(_table(outcome, metric) for metric in outcome.headline), *ahead, *claims]
 
 
-def _outcome(grid: Grid, work: Sequence[Job], judge: Judge, out: Path) -> Outcome:
+def _outcome(grid: Grid, work: Sequence[Job], judges: Mapping[str, Judge], out: Path) -> Outcome:
+    """Measure every student, and its likeness to its own teacher."""
     trials: dict[str, dict[int, Trial]] = {cell: {} for cell in grid.cells}
     for job in work:
-        measured = judge.student(job)
+        measured = judges[grid.taught_by(job.cell) or TEACHER].student(job)
         trials[job.cell][job.seed] = Trial(measured, training_seconds(job.folder), learning_curve(job.folder))
-    outcome = Outcome(trials, grid.baseline, grid.metrics, judge.of_teacher(out))
+    folders = {name: out if name == TEACHER else out / "teachers" / name for name in judges}
+    teachers = {name: found for name, judge in judges.items() if (found := judge.of_teacher(folders[name]))}
+    taught = {cell: name for cell in grid.cells if (name := grid.taught_by(cell))}
+    outcome = Outcome(trials, grid.baseline, grid.metrics, next(iter(teachers.values()), None), teachers, taught)
     known = [metric for metric in grid.metrics if metric in outcome.metrics]
     # Labelled data give a classifier other metrics than a dual encoder.
-    return replace(outcome, headline=tuple(known or outcome.metrics[:1]))
+    outcome = replace(outcome, headline=tuple(known or outcome.metrics[:1]))
+    return replace(outcome, claims=judge(grid.claims, outcome))
 
 
 def _given_teacher(grid: Grid) -> str | None:
@@ -95,14 +116,14 @@ def _given_teacher(grid: Grid) -> str | None:
     return None if main is None else model_behind(main)
 
 
-def _facts(grid: Grid, work: Sequence[Job], teacher: Job | None) -> dict[str, Any]:
+def _facts(grid: Grid, work: Sequence[Job], teachers: Sequence[Job]) -> dict[str, Any]:
     data = {task: uri for task, uri in grid.evaluate.uris().items() if uri}
     cells = {job.cell: job.folder.parent for job in work}
     return {
         "seeds": ", ".join(map(str, grid.seeds)),
         "baseline": grid.baseline,
         **data,
-        **({"teacher": teacher.student} if teacher else {}),
+        **{job.cell: job.student for job in teachers},
         **cells,
     }
 
@@ -133,9 +154,11 @@ def _table(outcome: Outcome, metric: str) -> Table:
         table.add_column(Text(head), justify="right")
     for line in lines:
         table.add_row(*_cells(line, top is not None))
-    if top and metric in top.metrics:
+    reached = {name: found.metrics[metric] for name, found in outcome.known_teachers.items() if metric in found.metrics}
+    if reached:
         table.add_section()
-        table.add_row("teacher", points(top.metrics[metric]))
+    for name, value in reached.items():
+        table.add_row(name, points(value))
     return table
 
 

@@ -11,24 +11,37 @@
     seeds: [0, 1, 2]
     evaluate: {retrieval: scenes:test}
     metrics: [mean_recall]
+    claims: [{claim: clip-kd-1, says: ..., source: ..., expect: clip-kd > clip}]
+
+With ``teachers: {small: {...}, large: {...}}`` several are trained, and a cell says ``teacher: large``, or
+``teachers: {T: small, U: large}``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from clipdistill.algebra.recipe import Recipe
-from clipdistill.config import SELF, EvaluateConfig, RunConfig, apply_override, make_run
-from clipdistill.errors import ConfigError, RecipeError, did_you_mean
+from clipdistill.config import EvaluateConfig, RunConfig, apply_override, make_run
+from clipdistill.errors import ConfigError, did_you_mean
+from clipdistill.evidence.claims import Claim, Names, read_claims
+from clipdistill.evidence.grid_runs import (
+    check_teachers,
+    main_teacher,
+    mapping,
+    read_cell,
+    read_live,
+    read_stored,
+    read_teachers,
+)
 
 GRID_FOLDER = Path(__file__).parent / "grids"
-KEYS = ("teacher", "base", "cells", "baseline", "seeds", "evaluate", "metrics")
+KEYS = ("teacher", "teachers", "base", "cells", "baseline", "seeds", "evaluate", "metrics", "stored", "claims")
 #: What each kind of data is measured by.
 METRICS: dict[str, tuple[str, ...]] = {
     "retrieval": (
@@ -41,15 +54,15 @@ METRICS: dict[str, tuple[str, ...]] = {
 #: What a classifier is measured by instead, on the labelled data of ``zeroshot``.
 CLASSIFIER_METRICS = ("classify_top1", "classify_top5")
 _HEADLINES = {"retrieval": "mean_recall", "image_retrieval": "image_to_image_R@1", "zeroshot": "zeroshot_acc1"}
-#: The name of the teacher among the models of a comparison.
-TEACHER = "teacher"
-#: A letter that stands for "the grid's own teacher" among the teachers of a run.
-LETTER = "T"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is compared: ``cells`` are runs by name, complete but for ``out``, ``seed`` and a teacher yet to train."""
+    """What is compared: ``cells`` are runs by name, complete but for ``out``, ``seed`` and teachers yet to train.
+
+    ``teachers`` are those that the grid trains, by name; where a run says its teacher, such a name may stand. Cells
+    that name none have the first.
+    """
 
     name: str
     cells: dict[str, RunConfig]
@@ -57,14 +70,34 @@ class Grid:
     seeds: tuple[int, ...]
     evaluate: EvaluateConfig
     metrics: tuple[str, ...]
-    teacher: RunConfig | None = None
+    teachers: dict[str, RunConfig] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+    #: Whether cells train from the teachers' stored rows, embedded once, instead of the live models.
+    stored: bool = False
+    #: The cells that do not, whatever the others do.
+    live: frozenset[str] = frozenset()
+
+    @property
+    def teacher(self) -> RunConfig | None:
+        """The first of the grid's own teachers."""
+        return next(iter(self.teachers.values()), None)
+
+    def taught_by(self, cell: str) -> str | None:
+        """Name the grid's own teacher that a cell is measured against: the one it names, or else the first."""
+        named = main_teacher(self.cells[cell].teachers)
+        return named if named in self.teachers else next(iter(self.teachers), None)
 
     def only(self, names: Sequence[str]) -> Grid:
-        """Return the grid with the cells named and the baseline; raises ConfigError for a name it does not have."""
+        """Return the grid with the cells named, the baseline, and the claims about these.
+
+        Raises:
+            ConfigError: there is no cell of a name.
+        """
         for name in names:
             _check_cell(name, self.cells, self.name)
         kept = {name: cell for name, cell in self.cells.items() if name in {*names, self.baseline}}
-        return replace(self, cells=kept)
+        there = {*kept, *self.teachers}
+        return replace(self, cells=kept, claims=tuple(claim for claim in self.claims if claim.cells <= there))
 
 
 def available_grids() -> dict[str, Path]:
@@ -127,19 +160,23 @@ def make_grid(data: Any, overrides: Sequence[str] = (), seeds: int | None = None
         RecipeError: a cell's recipe is unknown, or needs a teacher that nobody names.
     """
     tree = _overridden(data, overrides, where)
-    cells = {name: _cell(name, tree["base"], changes, where) for name, changes in tree["cells"].items()}
-    teacher = _teacher(tree.get("teacher"), where)
+    cells = {name: read_cell(name, tree["base"], changes, where) for name, changes in tree["cells"].items()}
+    teachers, live = read_teachers(tree, cells, where), read_live(tree["cells"], where)
     for name, cell in cells.items():
-        _check_teachers(name, cell, teacher is not None, where)
+        check_teachers(name, cell, teachers, where)
     evaluate = _evaluate(tree["evaluate"], where)
+    metrics = _metrics(tree.get("metrics"), evaluate, where)
     return Grid(
         name=Path(where).stem,
         cells=cells,
         baseline=_baseline(tree.get("baseline"), cells, where),
         seeds=_seeds(tree.get("seeds", [0, 1, 2]) if seeds is None else list(range(seeds)), where),
         evaluate=evaluate,
-        metrics=_metrics(tree.get("metrics"), evaluate, where),
-        teacher=teacher,
+        metrics=metrics,
+        teachers=teachers,
+        stored=read_stored(tree.get("stored", False), {n: cell for n, cell in cells.items() if n not in live}, where),
+        live=live,
+        claims=read_claims(tree.get("claims"), _names_of(cells, teachers, evaluate), metrics[0], where),
     )
 
 
@@ -157,13 +194,6 @@ def evaluate_keys(overrides: Sequence[str]) -> dict[str, str]:
     return {task: uri for task, uri in evaluate.uris().items() if uri}
 
 
-def main_teacher(teachers: Mapping[str, str]) -> str | None:
-    """The teacher that cells are measured against: T, or else the first by letter; never the student's own average."""
-    others = {letter: uri for letter, uri in teachers.items() if uri != SELF}
-    letter = LETTER if LETTER in others else min(others, default=None)
-    return None if letter is None else others[letter]
-
-
 def _overridden(data: Any, overrides: Sequence[str], where: str) -> dict[str, Any]:
     """The grid's tree with all sections there, its overrides applied, and ``evaluate`` beside the base."""
     if not isinstance(data, Mapping) or not isinstance(data.get("cells"), Mapping) or not data["cells"]:
@@ -173,48 +203,23 @@ def _overridden(data: Any, overrides: Sequence[str], where: str) -> dict[str, An
             raise ConfigError(f"{where}: unknown key '{key}'.{did_you_mean(str(key), KEYS)}")
     tree: dict[str, Any] = {key: _copy(value) for key, value in data.items()}
     for section in ("base", "evaluate"):
-        tree[section] = _mapping(tree.get(section), f"{where}, {section}")
+        tree[section] = mapping(tree.get(section), f"{where}, {section}")
     for override in overrides:
-        head = re.split(r"[.=]", override, maxsplit=1)[0].strip()
-        apply_override(tree if head in KEYS else tree["base"], override)
-    tree["evaluate"] = {**_mapping(tree["base"].pop("evaluate", None), f"{where}, evaluate"), **tree["evaluate"]}
+        apply_override(tree if _is_of_grid(override, tree) else tree["base"], override)
+    tree["evaluate"] = {**mapping(tree["base"].pop("evaluate", None), f"{where}, evaluate"), **tree["evaluate"]}
     return tree
 
 
-def _cell(name: Any, base: Mapping[str, Any], changes: Any, where: str) -> RunConfig:
-    at = f"{where}, cell {name}"
-    if not re.fullmatch(r"\w[\w.+ -]*", str(name)) or name == TEACHER:
-        raise ConfigError(
-            f"{at}: a cell's name is also a folder's: letters, digits and - _ + . only, and not '{TEACHER}'."
-        )
-    run = _merged(base, _mapping(changes, at))
-    for key, instead in (("out", "give --out"), ("seed", "write seeds: [0, 1, 2] beside base"), ("evaluate", "")):
-        if key in run:
-            raise ConfigError(f"{at}: a grid sets '{key}' for every cell; {instead or 'write evaluate beside base'}.")
-    return make_run({**run, "out": str(name)}, at)
+def _is_of_grid(override: str, tree: Mapping[str, Any]) -> bool:
+    """Whether an override changes one of the grid's own keys; runs have teachers, too, but by letter."""
+    head, name, *_ = [*re.split(r"[.=]", override, maxsplit=2), ""]
+    return head.strip() in KEYS and (head.strip() != "teachers" or name.strip() in (tree.get("teachers") or {}))
 
 
-def _teacher(data: Any, where: str) -> RunConfig | None:
-    if data is None:
-        return None
-    at = f"{where}, teacher"
-    run = _mapping(data, at)
-    if "out" in run:
-        raise ConfigError(f"{at}: a grid sets 'out' for its teacher; remove it.")
-    return make_run({**run, "out": TEACHER}, at)
-
-
-def _check_teachers(name: str, cell: RunConfig, trains_one: bool, where: str) -> None:
-    recipe = Recipe.load(cell.recipe)
-    given = {*cell.teachers, *([LETTER] if trains_one else [])}
-    if trains_one and LETTER in cell.teachers:
-        raise ConfigError(f"{where}, cell {name}: teachers.{LETTER} is given, and the grid trains a teacher. Keep one.")
-    for letter in recipe.teachers:
-        if letter not in given:
-            raise RecipeError(
-                f"{where}, cell {name}: recipe {recipe.name} needs a teacher '{letter}', and the grid names none. "
-                f"Add teachers.{letter}=MODEL to its base, or a run under 'teacher'."
-            )
+def _names_of(cells: Mapping[str, RunConfig], teachers: Mapping[str, Any], evaluate: EvaluateConfig) -> Names:
+    """What claims may speak of."""
+    sorting = frozenset(name for name, cell in cells.items() if cell.student.has_text is False)
+    return Names(tuple(cells), tuple(teachers), sorting, tuple(_measured(evaluate)))
 
 
 def _evaluate(data: Any, where: str) -> EvaluateConfig:
@@ -236,13 +241,19 @@ def _metrics(data: Any, evaluate: EvaluateConfig, where: str) -> tuple[str, ...]
     if data is None:
         return tuple(_HEADLINES[task] for task in tasks)
     chosen = [data] if isinstance(data, str) else _list(data, f"{where}, metrics")
-    known = [metric for task in tasks for metric in METRICS[task]]
-    known += CLASSIFIER_METRICS if "zeroshot" in tasks else ()
+    known = _measured(evaluate)
     for metric in chosen:
         if metric not in known:
             hint = did_you_mean(str(metric), known)
             raise ConfigError(f"{where}: the metric '{metric}' is not measured on the data given.{hint}")
     return tuple(dict.fromkeys(chosen))
+
+
+def _measured(evaluate: EvaluateConfig) -> list[str]:
+    """Every metric that some student has on the data given."""
+    tasks = [task for task, uri in evaluate.uris().items() if uri]
+    known = [metric for task in tasks for metric in METRICS[task]]
+    return known + list(CLASSIFIER_METRICS if "zeroshot" in tasks else ())
 
 
 def _baseline(name: Any, cells: Mapping[str, Any], where: str) -> str:
@@ -264,25 +275,8 @@ def _seeds(data: Any, where: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Put ``changes`` over ``base``, key by key; a recipe is replaced as a whole."""
-    result = dict(base)
-    for key, value in changes.items():
-        deep = key != "recipe" and isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if deep else value
-    return result
-
-
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: expected keys and values, found {value!r}.")
-    return dict(value)
 
 
 def _list(value: Any, where: str) -> list[Any]:

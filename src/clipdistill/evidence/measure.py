@@ -16,7 +16,8 @@ from clipdistill import __version__
 from clipdistill.evaluation.evaluate import Evaluation, Tasks, evaluate
 from clipdistill.evaluation.metrics import Rows, unit
 from clipdistill.evidence.cells import Job, Known
-from clipdistill.evidence.grid import METRICS, TEACHER
+from clipdistill.evidence.grid import METRICS
+from clipdistill.evidence.grid_runs import TEACHER
 from clipdistill.files import write_text
 from clipdistill.models.huggingface import load
 from clipdistill.progress import console
@@ -120,10 +121,12 @@ def cosines(student: Evaluation, teacher: Evaluation) -> dict[str, float]:
 def training_seconds(folder: Path) -> float | None:
     """Return how long a run's steps took, from its log: samples by samples per second; None without a log.
 
-    Time spent before an interruption counts at the rate after it.
+    Time spent before an interruption counts at the rate after it. Stages add up.
     """
-    entries = [entry for entry in read_log(folder / LOG) if entry.get("samples_per_second")]
-    return float(entries[-1]["samples"] / entries[-1]["samples_per_second"]) if entries else None
+    logs = [read_log(part / LOG) for part in (folder, *sorted(folder.glob("stage-*")))]
+    timed = [[entry for entry in log if entry.get("samples_per_second")] for log in logs]
+    seconds = [float(own[-1]["samples"] / own[-1]["samples_per_second"]) for own in timed if own]
+    return sum(seconds) if seconds else None
 
 
 def learning_curve(folder: Path) -> dict[int, dict[str, float]]:

@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from clipdistill.evidence.grid import TEACHER
+from clipdistill.evidence.claims import Judged
+from clipdistill.evidence.grid_runs import TEACHER
+from clipdistill.evidence.report.claims_page import claims_as_dicts
 from clipdistill.evidence.report.comparison import points
+from clipdistill.evidence.report.forecast_page import forecasts_as_dicts
 from clipdistill.evidence.report.results import plain
 from clipdistill.evidence.statistics import Difference, Spread, paired_difference, spread
 
 if TYPE_CHECKING:
+    from clipdistill.evidence.forecast import Forecast
     from clipdistill.evidence.measure import Measured
 
 
@@ -28,7 +32,14 @@ class Trial:
     def figures(self) -> dict[str, float]:
         """Every figure of the run by name, as the CSV calls them."""
         extra = {f"feature_cosine_{side}": value for side, value in self.measured.cosines.items()}
-        return {**self.measured.metrics, **extra, **({} if self.seconds is None else {"train_seconds": self.seconds})}
+        seconds = {} if self.seconds is None else {"train_seconds": self.seconds}
+        return {**self.measured.metrics, **extra, **seconds, **costs(self.measured)}
+
+
+def costs(measured: Measured) -> dict[str, float]:
+    """Parameters and latencies of a model, by the names that the CSV and claims have for them."""
+    sizes = {"params": measured.params, "image_params": measured.image_params, "text_params": measured.text_params}
+    return {**sizes, **measured.latency}
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,35 @@ class Line:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All trials by cell and seed; ``headline`` are the metrics told first; ``teacher`` what students should become."""
+    """All trials by cell and seed; ``headline`` are the metrics told first; ``teacher`` what students should become.
+
+    ``teachers`` are those that the grid trained, by name, and ``taught`` names the one of each cell. ``claims`` were
+    held against the trials, ``forecasts`` made from them.
+    """
 
     trials: dict[str, dict[int, Trial]]
     baseline: str
     headline: tuple[str, ...]
     teacher: Measured | None = None
+    teachers: Mapping[str, Measured] = field(default_factory=dict)
+    taught: Mapping[str, str] = field(default_factory=dict)
+    claims: tuple[Judged, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
+
+    @property
+    def known_teachers(self) -> dict[str, Measured]:
+        """All teachers by name; one that was given is called just that."""
+        return dict(self.teachers) or ({TEACHER: self.teacher} if self.teacher else {})
+
+    def top(self, cell: str, metric: str) -> float | None:
+        """What the teacher of a cell reaches."""
+        teacher = self.teachers[self.taught[cell]] if cell in self.taught else self.teacher
+        return teacher.metrics.get(metric) if teacher else None
+
+    def teacher_figure(self, name: str, figure: str) -> float | None:
+        """One figure of a teacher by name."""
+        teacher = self.known_teachers[name]
+        return {**teacher.metrics, **costs(teacher)}.get(figure)
 
     @property
     def metrics(self) -> list[str]:
@@ -90,7 +124,7 @@ class Outcome:
         ]
 
     def _closed(self, cell: str, metric: str) -> float | None:
-        top = self.teacher.metrics.get(metric) if self.teacher else None
+        top = self.top(cell, metric)
         base, own = self.mean(self.baseline, metric), self.mean(cell, metric)
         if cell == self.baseline or top is None or base is None or own is None or top <= base:
             return None
@@ -111,8 +145,8 @@ def as_csv(outcome: Outcome) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("cell", "seed", "metric", "value"))
-    if outcome.teacher:
-        writer.writerows((TEACHER, "", metric, round(value, 4)) for metric, value in outcome.teacher.metrics.items())
+    for name, teacher in outcome.known_teachers.items():
+        writer.writerows((name, "", metric, round(value, 4)) for metric, value in teacher.metrics.items())
     for cell, seeds in outcome.trials.items():
         for seed, trial in sorted(seeds.items()):
             writer.writerows((cell, seed, name, round(value, 4)) for name, value in trial.figures().items())
@@ -121,13 +155,15 @@ def as_csv(outcome: Outcome) -> str:
 
 def as_models(outcome: Outcome) -> dict[str, Any]:
     """Return the outcome as reports have it: ``{"models": {cell: {"metrics": means, "spread", "seeds", ...}}}``."""
-    teacher = {TEACHER: _about([outcome.teacher])} if outcome.teacher else {}
+    teachers = {name: _about([teacher]) for name, teacher in outcome.known_teachers.items()}
     lines = {metric: {line.cell: line for line in outcome.lines(metric)} for metric in outcome.metrics}
     models = {
         cell: _model(outcome, cell, {m: own[cell] for m, own in lines.items() if cell in own})
         for cell in outcome.trials
     }
-    return {"models": plain({**teacher, **models}), "baseline": outcome.baseline}
+    claims = {"claims": claims_as_dicts(outcome.claims)} if outcome.claims else {}
+    forecast = {"forecast": forecasts_as_dicts(outcome.forecasts)} if outcome.forecasts else {}
+    return {"models": plain({**teachers, **models}), "baseline": outcome.baseline, **claims, **forecast}
 
 
 def _model(outcome: Outcome, cell: str, lines: Mapping[str, Line]) -> dict[str, Any]:

@@ -61,6 +61,25 @@ def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) ->
     return Difference(found.mean, found.mean - half, found.mean + half)
 
 
+def correlation(x: Sequence[float], y: Sequence[float]) -> Difference:
+    """Return Pearson's correlation of pairs and its 95% interval, by Fisher's z with standard error 1 / sqrt(n - 3).
+
+    Fewer than four pairs have no interval. Where all of ``x`` or all of ``y`` are equal the correlation is told as 0,
+    without an interval.
+    """
+    xs, ys = ([value - math.fsum(values) / len(values) for value in values] for values in (x, y))
+    scale = math.sqrt(math.fsum(a * a for a in xs) * math.fsum(b * b for b in ys))
+    if scale == 0:
+        return Difference(0.0, None, None)
+    r = max(-1.0, min(1.0, math.fsum(a * b for a, b in zip(xs, ys, strict=True)) / scale))
+    if len(xs) < 4:
+        return Difference(r, None, None)
+    if abs(r) == 1:
+        return Difference(r, r, r)
+    z, half = math.atanh(r), _NORMAL_QUANTILE / math.sqrt(len(xs) - 3)
+    return Difference(r, math.tanh(z - half), math.tanh(z + half))
+
+
 def t_quantile(freedom: int) -> float:
     """Return the 97.5th percentile of Student's t distribution with ``freedom`` >= 1 degrees of freedom.
 

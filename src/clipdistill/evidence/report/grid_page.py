@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipdistill.evidence.outcome import Line, Outcome, as_csv, as_models
-from clipdistill.evidence.report import comparison, plots
+from clipdistill.evidence.report import claims_page, comparison, forecast_page, plots
 from clipdistill.evidence.report.page import render
 from clipdistill.evidence.report.results import plain
 from clipdistill.evidence.report.writing import to_json, write_file
@@ -26,16 +26,22 @@ class Bar:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One metric: its lines, each with its bar, and what the teacher has."""
+    """One metric: its lines, each with its bar, and what the teachers have, by name."""
 
     title: str
     lines: list[tuple[Line, Bar]]
-    teacher: float | None
+    teachers: dict[str, float]
 
 
 def write_grid_report(outcome: Outcome, out: Path, title: str, facts: Mapping[str, Any]) -> Path:
-    """Write comparison.csv, report.json and report.html into the folder ``out``; return the page."""
+    """Write comparison.csv, report.json and report.html into the folder ``out``; return the page.
+
+    With claims also claims.csv and claims.md.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    if outcome.claims:
+        write_file(out / "claims.csv", claims_page.claims_csv(outcome.claims))
+        write_file(out / "claims.md", claims_page.claims_markdown(outcome.claims))
     write_file(out / "comparison.csv", as_csv(outcome))
     write_file(out / "report.json", to_json({"title": title, **as_models(outcome), "facts": plain(facts)}))
     write_file(out / "report.html", grid_page(outcome, title, facts))
@@ -65,6 +71,16 @@ def grid_page(outcome: Outcome, title: str, facts: Mapping[str, Any]) -> str:
         curves=curves,
         curve_cells=sorted({number for metric in outcome.headline for number in outcome.curves(metric)}),
         facts={str(key): str(value) for key, value in facts.items()},
+        claims=outcome.claims,
+        amount=claims_page.amount,
+        interval=claims_page.interval,
+        figure_name=claims_page.figure_name,
+        forecasts=outcome.forecasts,
+        forecast_charts=forecast_page.charts(outcome.forecasts),
+        forecast_points=forecast_page.POINTS,
+        metric_of=forecast_page.metric_of,
+        largest=forecast_page.largest,
+        told=forecast_page.told,
     )
 
 
@@ -75,9 +91,10 @@ def metric_name(metric: str) -> str:
 
 def _sheet(outcome: Outcome, metric: str) -> Sheet:
     lines = outcome.lines(metric)
-    teacher = outcome.teacher.metrics.get(metric) if outcome.teacher else None
-    reach = max([*(line.spread.mean + (line.spread.sd or 0) for line in lines), teacher or 0, 1e-9])
-    return Sheet(metric_name(metric), [(line, _bar(line, teacher, 100 / reach)) for line in lines], teacher)
+    teachers = {n: found.metrics[metric] for n, found in outcome.known_teachers.items() if metric in found.metrics}
+    reach = max([*(line.spread.mean + (line.spread.sd or 0) for line in lines), *teachers.values(), 1e-9])
+    bars = [(line, _bar(line, outcome.top(line.cell, metric), 100 / reach)) for line in lines]
+    return Sheet(metric_name(metric), bars, teachers)
 
 
 def _bar(line: Line, teacher: float | None, zoom: float) -> Bar:

@@ -102,6 +102,23 @@ def scatter_chart(title: str, dots: Mapping[int, tuple[float, float]], label: st
     return Chart(title, _draw(title, paint, label, whole=False))
 
 
+def forecast_chart(
+    title: str, points: Sequence[tuple[float, float]], band: Mapping[float, tuple[float, float, float]], label: str
+) -> Chart:
+    """Draw points (size, percent) and what is forecast by size, as (low, mean, high); sizes are logarithmic."""
+
+    def paint(axes: Any) -> None:
+        lows, means, highs = zip(*band.values(), strict=True)
+        axes.fill_between(list(band), lows, highs, color=_SERIES[1], alpha=0.25, linewidth=0)
+        axes.plot(list(band), means, color=_SERIES[1], linewidth=1.6)
+        axes.plot(*zip(*points, strict=True), "o", color=_SERIES[0], markersize=3)
+
+    first, last = min(band), max(band)
+    ticks = [round(size) for size in (first, (first * last) ** 0.5, last)]
+    top = min(103.0, max(high for _, _, high in band.values()) * 1.08) or 1.0
+    return Chart(title, _draw(title, paint, label, ticks=ticks, top=top))
+
+
 def _lines(series: Series) -> Paint:
     def paint(axes: Any) -> None:
         for number, (xs, ys) in series.items():
@@ -139,7 +156,7 @@ def _draw(
 def _scale_x(axes: Any, ticks: Sequence[int], whole: bool) -> None:
     if ticks:
         axes.set_xscale("log")
-        axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+        axes.set_xticks(ticks, labels=[f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
     else:
         ticker = need("matplotlib.ticker", "train")

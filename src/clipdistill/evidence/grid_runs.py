@@ -1,0 +1,142 @@
+"""The runs of a grid from plain data: cells over a base, the teachers that the grid trains, and who teaches whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from clipdistill.algebra.recipe import Recipe
+from clipdistill.config import SELF, RunConfig, make_run
+from clipdistill.errors import ConfigError, RecipeError, did_you_mean
+
+#: The name of the teacher among the models of a comparison, if the grid gives it no other.
+TEACHER = "teacher"
+#: A letter that stands for "the grid's own teacher" among the teachers of a run.
+LETTER = "T"
+
+
+def read_cell(name: Any, base: Mapping[str, Any], changes: Any, where: str) -> RunConfig:
+    """Read a cell: the base with its changes; raises ConfigError for what is no run."""
+    at = f"{where}, cell {name}"
+    _check_name(name, at, "a cell", (TEACHER,))
+    own = {key: value for key, value in mapping(changes, at).items() if key != "stored"}
+    run = _with_teacher(_merged(base, own), at)
+    for key, instead in (("out", "give --out"), ("seed", "write seeds: [0, 1, 2] beside base"), ("evaluate", "")):
+        if key in run:
+            raise ConfigError(f"{at}: a grid sets '{key}' for every cell; {instead or 'write evaluate beside base'}.")
+    return make_run({**run, "out": str(name)}, at)
+
+
+def _check_name(name: Any, at: str, what: str, taken: Collection[str]) -> None:
+    if not re.fullmatch(r"\w[\w.+ -]*", str(name)) or name in taken:
+        raise ConfigError(
+            f"{at}: {what}'s name is also a folder's: letters, digits and - _ + . only, and not "
+            f"{' or '.join(map(repr, taken))}."
+        )
+
+
+def _with_teacher(run: dict[str, Any], at: str) -> dict[str, Any]:
+    """A cell's data with ``teacher: NAME`` written as ``teachers: {T: NAME}``."""
+    teacher = run.pop("teacher", None)
+    if teacher is None:
+        return run
+    given = mapping(run.get("teachers"), f"{at}, teachers")
+    if LETTER in given:
+        raise ConfigError(f"{at}: teacher and teachers.{LETTER} are given and mean the same. Keep one.")
+    return {**run, "teachers": {LETTER: teacher, **given}}
+
+
+def read_teachers(tree: Mapping[str, Any], cells: Mapping[str, RunConfig], where: str) -> dict[str, RunConfig]:
+    """Read the teachers that the grid trains, by name, ``teacher`` first; raises ConfigError for a name taken."""
+    data = {} if tree.get("teacher") is None else {TEACHER: tree["teacher"]}
+    for name, run in mapping(tree.get("teachers"), f"{where}, teachers").items():
+        at = f"{where}, teachers, {name}"
+        _check_name(name, at, "a teacher", (*data, *(cell for cell in cells if cell == name), SELF))
+        data[str(name)] = run
+    return {
+        name: _teacher(run, f"{where}, {'' if name == TEACHER else 'teachers, '}{name}") for name, run in data.items()
+    }
+
+
+def _teacher(data: Any, at: str) -> RunConfig:
+    run = mapping(data, at)
+    if "out" in run:
+        raise ConfigError(f"{at}: a grid sets 'out' for its teacher; remove it.")
+    return make_run({**run, "out": TEACHER}, at)
+
+
+def recipe_teachers(config: RunConfig) -> tuple[str, ...]:
+    """The letters of the teachers that a run needs in any of its stages, sorted."""
+    return tuple(sorted({letter for recipe in recipes_of(config) for letter in recipe.teachers}))
+
+
+def recipes_of(config: RunConfig) -> list[Recipe]:
+    """The recipes of a run's stages, or its only one."""
+    recipes = [config.recipe if stage.recipe is None else stage.recipe for stage in config.stages] or [config.recipe]
+    return [Recipe.load(recipe) for recipe in recipes]
+
+
+def read_stored(value: Any, cells: Mapping[str, RunConfig], where: str) -> bool:
+    """Read whether teachers are embedded for these cells; raises ConfigError where that does not suffice."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{where}, stored: expected true or false, found {value!r}.")
+    for name, cell in cells.items():
+        if value and cell.unpaired:
+            raise ConfigError(
+                f"{where}, cell {name}: with stored=true a teacher is embedded for the paired data alone, and this "
+                "cell has unpaired data. Drop one of the two."
+            )
+    return value
+
+
+def read_live(cells: Mapping[str, Any], where: str) -> frozenset[str]:
+    """Name the cells that say ``stored: false``; raises ConfigError where one says anything else."""
+    said = {name: cell["stored"] for name, cell in cells.items() if isinstance(cell, Mapping) and "stored" in cell}
+    for name, value in said.items():
+        if value is not False:
+            raise ConfigError(f"{where}, cell {name}: a cell can only say stored: false, found {value!r}.")
+    return frozenset(said)
+
+
+def check_teachers(name: str, cell: RunConfig, trained: Mapping[str, Any], where: str) -> None:
+    """Refuse a cell whose teachers nobody gives (RecipeError), or whose T is not one of those that the grid trains."""
+    at = f"{where}, cell {name}"
+    given = {*cell.teachers, *([LETTER] if trained else [])}
+    own = cell.teachers.get(LETTER)
+    if trained and own is not None and own not in trained:
+        raise ConfigError(
+            f"{at}: teachers.{LETTER} is given, and the grid trains a teacher. Found {own}."
+            f"{did_you_mean(own, trained)} Keep one."
+        )
+    for letter in recipe_teachers(cell):
+        if letter not in given:
+            raise RecipeError(
+                f"{at}: recipe {Recipe.load(cell.recipe).name} needs a teacher '{letter}', and the grid names none. "
+                f"Add teachers.{letter}=MODEL to its base, or a run under 'teacher'."
+            )
+
+
+def main_teacher(teachers: Mapping[str, str]) -> str | None:
+    """The teacher that cells are measured against: T, or else the first by letter; never the student's own average."""
+    others = {letter: uri for letter, uri in teachers.items() if uri != SELF}
+    letter = LETTER if LETTER in others else min(others, default=None)
+    return None if letter is None else others[letter]
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Put ``changes`` over ``base``, key by key; a recipe is replaced as a whole."""
+    result = dict(base)
+    for key, value in changes.items():
+        deep = key != "recipe" and isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merged(result[key], value) if deep else value
+    return result
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """Return keys and values as a dict, of nothing an empty one; raises ConfigError for anything else."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: expected keys and values, found {value!r}.")
+    return dict(value)

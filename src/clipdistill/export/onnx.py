@@ -1,0 +1,204 @@
+"""``clipdistill export``: a model as two ONNX graphs with everything that a runtime without torch needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipdistill.data.images import decode
+from clipdistill.data.samples import Source
+from clipdistill.data.sources import pairs
+from clipdistill.errors import ConfigError, DataError, ModelError
+from clipdistill.export.graphs import OPSET, Side, write_graph
+from clipdistill.export.parity import BATCHES, Parity, check, model_images, model_texts
+from clipdistill.export.reading import PROBES, TOKENIZER, write_tokenizer
+from clipdistill.files import checksum, flush
+from clipdistill.models.bundle import versions
+from clipdistill.models.encoder import DualEncoder
+from clipdistill.models.hub import checkpoint_file, model_folder
+from clipdistill.models.huggingface import load
+from clipdistill.progress import progress
+from clipdistill.search.golden import GOLDEN, LEAST_COSINE, write_golden
+from clipdistill.search.runtime import RECORD, SECTION, VERSION, Runtime
+from clipdistill.search.tokens import Reader, TextRules
+
+#: What a graph is compared with its model on, where the caller names nothing.
+SCENES = "scenes:test?n=32&lang=both"
+#: Begins a name of open_clip's for which there is no folder.
+_BY_NAME = "open_clip:"
+_FILES: dict[Side, str] = {"image": "onnx/vision_model.onnx", "text": "onnx/text_model.onnx"}
+_GOLDEN_SIDE, _GOLDEN_PICTURES, _GOLDEN_CAPTIONS = 128, 4, 6
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """What is embedded to compare: RGB pictures, and captions of every length."""
+
+    pictures: list[Image.Image]
+    captions: list[str]
+
+
+def export(student: str | Path, out: str | Path, data: str | None = None) -> Parity:
+    """Write the model that ``student`` names, a folder or a run's, as ONNX graphs with their tokenizer and rules.
+
+    Every graph is compared with the model before anything is published, on 32 samples of ``data``, or on drawn ones;
+    what is returned are the worst cosines. ``out`` appears whole or not at all, and replaces only an earlier export.
+    Raises :class:`ModelError` for a model that cannot be exported or whose graphs differ, :class:`ConfigError` for
+    a folder that holds something else, :class:`DataError` for data that cannot be read.
+    """
+    out = Path(out)
+    _check_out(out)
+    encoder = load(str(student))
+    probes = _probes(pairs(data or SCENES), encoder.sides)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = _beside(out)
+    fresh.mkdir()
+    try:
+        parity = _write(encoder, str(student), fresh, probes)
+        _put_in_place(fresh, out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return parity
+
+
+def _check_out(out: Path) -> None:
+    if out.is_file():
+        raise ConfigError(f"cannot export to {out}: it is a file. Give the name of a folder.")
+    if not out.is_dir() or not any(out.iterdir()) or _is_export(out / RECORD):
+        return
+    raise ConfigError(
+        f"will not replace {out}: it holds files and is no exported model. Choose another folder, or empty this one."
+    )
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        return SECTION in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _write(encoder: DualEncoder, student: str, folder: Path, probes: _Probes) -> Parity:
+    """Write everything into a folder, the record last."""
+    (folder / "onnx").mkdir()
+    sides = [side for side in _FILES if side[0].upper() in encoder.sides]
+    with progress("export", len(sides) + 1, "steps") as advance:
+        section = _section(encoder)
+        for done, side in enumerate(sides):
+            advance(done, f"{side} graph")
+            section[side] = _image(encoder, folder, probes) if side == "image" else _text(encoder, folder)
+        advance(len(sides), "comparing")
+        record = _base(encoder, student)
+        parity = check(encoder, Runtime(folder, {**record, SECTION: section}), probes.pictures, probes.captions)
+        section["parity"] = {"image": parity.image, "text": parity.text, "batches": list(BATCHES)}
+        section["golden"] = _golden(encoder, folder, probes)
+        section["files"] = _checksums(folder)
+        advance(len(sides) + 1, "")
+    text = json.dumps({**record, SECTION: section}, indent=2, ensure_ascii=False)
+    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+    flush(folder / "onnx")
+    flush(folder)
+    return parity
+
+
+def _base(encoder: DualEncoder, student: str) -> dict[str, Any]:
+    """Return the model's own record (teachers, recipe, data, metrics, licences), as of the weights that were loaded."""
+    kept: dict[str, Any] = {}
+    described: Any = encoder  # every encoder says so, the interface does not ask for it
+    if not student.startswith(_BY_NAME) and checkpoint_file(student) is None:
+        path = model_folder(student, weights=False) / RECORD
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {
+        **kept,
+        "schema": kept.get("schema", 1),
+        "fingerprint": encoder.fingerprint,
+        "width": encoder.width,
+        "inputs": described.input_rules(),
+        "packages": versions(),
+    }
+
+
+def _section(encoder: DualEncoder) -> dict[str, Any]:
+    bias = None if encoder.bias is None else float(encoder.bias.item())
+    return {"version": VERSION, "opset": OPSET, "scale": encoder.scale, "bias": bias, "unit_rows": True}
+
+
+def _image(encoder: DualEncoder, folder: Path, probes: _Probes) -> dict[str, Any]:
+    """Write the image graph, and return what the record says about it."""
+    assert encoder.transform is not None
+    prepared = [encoder.transform(picture) for picture in probes.pictures[:2]]
+    pixels = {name: torch.from_numpy(np.stack([one[name] for one in prepared])) for name in prepared[0]}
+    write_graph(encoder, "image", pixels, folder / _FILES["image"], own_length=False)
+    return {"file": _FILES["image"], "inputs": list(pixels), "transform": encoder.transform.to_dict()}
+
+
+def _text(encoder: DualEncoder, folder: Path) -> dict[str, Any]:
+    """Write tokenizer and text graph, and return what the record says about them."""
+    rules: TextRules = write_tokenizer(encoder, folder)
+    example = Reader(folder / TOKENIZER, rules)(["a photo of two dogs", "a red circle left of a blue star"])
+    tokens = {name: torch.from_numpy(array) for name, array in example.items()}
+    write_graph(encoder, "text", tokens, folder / _FILES["text"], own_length=not rules.fixed)
+    return {"file": _FILES["text"], "tokenizer": TOKENIZER, "rules": rules.to_dict()}
+
+
+def _golden(encoder: DualEncoder, folder: Path, probes: _Probes) -> dict[str, Any]:
+    """Write a few pictures and captions with the rows that the model itself gives them."""
+    images = texts = None
+    if "I" in encoder.sides:
+        small = [picture.resize((_GOLDEN_SIDE, _GOLDEN_SIDE)) for picture in probes.pictures[:_GOLDEN_PICTURES]]
+        pixels: list[NDArray[np.uint8]] = [np.asarray(picture) for picture in small]
+        images = (pixels, model_images(encoder, small))
+    if "T" in encoder.sides:
+        captions = list(PROBES[:_GOLDEN_CAPTIONS])
+        texts = (captions, model_texts(encoder, captions))
+    write_golden(folder / GOLDEN, images, texts)
+    return {"file": GOLDEN, "least_cosine": LEAST_COSINE}
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
+
+
+def _probes(source: Source, sides: str) -> _Probes:
+    """Take the pictures and captions to compare on: 32 of each, repeated where there are fewer."""
+    samples = [source[place] for place in range(min(len(source), max(BATCHES)))]
+    pictures = [decode(sample.image) for sample in samples if sample.image is not None]
+    captions = list(dict.fromkeys([*PROBES, *(caption for sample in samples for caption in sample.captions)]))
+    if "I" in sides and not pictures:
+        raise DataError(f"{source.uri} has no pictures to compare the image graph on.")
+    return _Probes(_filled(pictures), captions[: max(len(PROBES), 2 * max(BATCHES))])
+
+
+def _filled(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    return list(islice(cycle(pictures), max(BATCHES))) if pictures else []
+
+
+def _put_in_place(fresh: Path, out: Path) -> None:
+    """Rename the new folder to its name; an earlier one steps aside first and comes back if that fails."""
+    if not out.exists():
+        fresh.replace(out)
+        return
+    aside = _beside(out)
+    out.replace(aside)
+    try:
+        fresh.replace(out)
+    except OSError as error:
+        aside.replace(out)
+        raise ModelError(f"{out} could not be replaced: {error}") from error
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.{uuid.uuid4().hex}")

@@ -1,0 +1,147 @@
+"""An exported model on a CPU: onnxruntime, tokenizers, numpy and Pillow, and no torch.
+
+Shapes: ``N`` pictures or captions, ``D`` joint width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipdistill.data.views import Transform
+from clipdistill.errors import SearchError, need
+from clipdistill.search.pixels import Picture, read_pixels
+from clipdistill.search.tokens import Reader, TextRules
+
+RECORD = "clipdistill.json"
+#: The section of the record that makes a folder one of these, and its version.
+SECTION, VERSION = "runtime", 1
+#: Rows that go through a graph together.
+BATCH = 32
+
+
+class Runtime:
+    """The graphs of an exported folder behind two calls. A graph is loaded when it is first used."""
+
+    def __init__(self, folder: Path, record: Mapping[str, Any], threads: int | None = None) -> None:
+        self.folder, self.record, self._threads = folder, record, threads
+        about = record[SECTION]
+        self.width: int = int(record["width"])
+        self.scale: float = float(about["scale"])
+        self.bias: float | None = about["bias"]
+        self.sides: str = ("I" if "image" in about else "") + ("T" if "text" in about else "")
+
+    @classmethod
+    def open(cls, folder: str | Path, threads: int | None = None) -> Runtime:
+        """Open a folder that ``clipdistill export`` wrote; ``threads`` of the CPU, all of them by default.
+
+        Raises :class:`SearchError` for any other folder.
+        """
+        return cls(Path(folder), read_record(Path(folder)), threads)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the model that was exported."""
+        return str(self.record["fingerprint"])
+
+    def images(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """Embed pictures (files, their bytes, or open pictures): ``float32 [N, D]``, rows of unit length.
+
+        Raises :class:`SearchError` for a model without an image tower, :class:`DataError` for what is no picture.
+        """
+        transform, graph = self.transform, self._image_graph
+        rows = [
+            graph.run(["image_embeds"], read_pixels(transform, pictures[start : start + BATCH]))[0]
+            for start in range(0, len(pictures), BATCH)
+        ]
+        return self._joined(rows)
+
+    def texts(self, captions: Sequence[str]) -> NDArray[np.float32]:
+        """Embed captions: ``float32 [N, D]``, rows of unit length.
+
+        Batches are no longer than they must be: of many captions, those of like length go together.
+        Raises :class:`SearchError` for a model without a text tower.
+        """
+        if isinstance(captions, str):
+            raise SearchError("captions are a list of texts; found one text. Put it in brackets.")
+        reader, graph = self.reader, self._text_graph
+        if not captions:
+            return self._joined([])
+        few = reader.rules.fixed or len(captions) <= BATCH
+        order = range(len(captions)) if few else np.argsort(reader.lengths(captions), kind="stable")
+        rows = np.empty((len(captions), self.width), np.float32)
+        for start in range(0, len(captions), BATCH):
+            places = list(order[start : start + BATCH])
+            rows[places] = graph.run(["text_embeds"], reader([captions[place] for place in places]))[0]
+        return rows
+
+    @cached_property
+    def transform(self) -> Transform:
+        """What is done to a picture; raises :class:`SearchError` for a model without an image tower."""
+        return Transform.from_dict(self._part("image")["transform"])
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What makes token ids of captions; raises :class:`SearchError` for a model without a text tower."""
+        part = self._part("text")
+        return Reader(self.folder / part["tokenizer"], TextRules.from_dict(part["rules"]))
+
+    @cached_property
+    def _image_graph(self) -> Any:
+        return self._load("image")
+
+    @cached_property
+    def _text_graph(self) -> Any:
+        return self._load("text")
+
+    def _part(self, side: str) -> Mapping[str, Any]:
+        if side not in self.record[SECTION]:
+            kind = {"image": "captions", "text": "pictures"}[side]
+            raise SearchError(f"{self.folder} has no {side} tower: it is a model of {kind} alone.")
+        part: Mapping[str, Any] = self.record[SECTION][side]
+        return part
+
+    def _load(self, side: str) -> Any:
+        """Load a graph; raises :class:`SearchError` where its file is missing or damaged."""
+        path, library = self.folder / self._part(side)["file"], need("onnxruntime", "search")
+        options = library.SessionOptions()
+        options.log_severity_level = 3  # errors alone: the others are about its own rewriting of graphs
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        try:
+            return library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library has a class for each of its states
+            raise SearchError(f"{path} cannot be loaded: {error}. Export the model again.") from error
+
+    def _joined(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return np.concatenate([np.empty((0, self.width), np.float32), *rows])
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read an exported folder's record; raises :class:`SearchError` for any other folder."""
+    path = folder / RECORD
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise SearchError(
+            f"{folder} is not an exported model: {path}: {reason}. "
+            f"Make one with: clipdistill export MODEL --out {folder}"
+        ) from error
+    version = (record.get(SECTION) or {}).get("version") if isinstance(record, dict) else None
+    if version is None:
+        raise SearchError(
+            f"{folder} is a model that is not exported: {path} has no section '{SECTION}'. "
+            f"Make one with: clipdistill export {folder} --out FOLDER"
+        )
+    if version != VERSION:
+        raise SearchError(
+            f"{path} is of version {version}, this clipdistill reads version {VERSION}. Export the model again."
+        )
+    return record
