@@ -107,14 +107,14 @@ class TrainConfig(_Section):
     micro_batch: int | None = Field(None, ge=1)
     accumulate: int = Field(1, ge=1)
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["muon", "adamw"] = "muon"
     lr: float = Field(1e-3, gt=0)
     muon_lr: float = Field(0.02, gt=0)
-    muon_momentum: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.1, ge=0)
+    muon_momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)
-    schedule: Literal["cosine", "linear", "constant-linear"] = "cosine"
+    schedule: Literal["constant-linear", "cosine", "linear"] = "constant-linear"
     warmup: Length = _duration("5%")
     decay: Length = _duration("40%")
     mask_ratio: float = Field(0.75, gt=0, lt=1)

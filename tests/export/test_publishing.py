@@ -39,9 +39,16 @@ def test_the_command_writes_a_run_that_keeps_its_record(
     run, out = tmp_path / "run", tmp_path / "out" / "onnx"
     card = {"teachers": {"T": "hf:org/teacher"}, "recipe": "clip-kd", "metrics": {"r1": 0.5}}
     model.save(run / "student", card)
-    assert main(["export", str(run), "--out", str(out), "--data", "scenes:test?n=3"]) == 0
+    assert main(["export", str(run), "--out", str(out), "--data", "scenes:test?n=3", "--precision", "float32"]) == 0
     assert "text graph: cosine with the model 0.99999" in capsys.readouterr().err + "\n"
-    names = {"clipdistill.json", "golden.npz", "tokenizer.json", "onnx/text_model.onnx", "onnx/vision_model.onnx"}
+    names = {
+        "README.md",
+        "clipdistill.json",
+        "golden.npz",
+        "tokenizer.json",
+        "onnx/text_model.onnx",
+        "onnx/vision_model.onnx",
+    }
     assert left_in(out) == names
     assert left_in(out.parent) == {f"onnx/{name}" for name in names}
     record = json.loads((out / "clipdistill.json").read_text())
@@ -52,7 +59,7 @@ def test_the_command_writes_a_run_that_keeps_its_record(
     assert section["text"]["rules"]["inputs"] == ["input_ids"]
     assert not section["text"]["rules"]["fixed"]
     assert section["parity"]["batches"] == [1, 2, 7, 32]
-    assert set(section["files"]) == names - {"clipdistill.json"}
+    assert set(section["files"]) == names - {"README.md", "clipdistill.json"}
     assert main(["doctor", str(out)]) == 0
 
 
@@ -79,9 +86,9 @@ def test_an_earlier_export_is_replaced_and_kept_until_then(
     classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    export(classifier, out)
+    export(classifier, out, precision="float32")
     first = {name: (out / name).read_bytes() for name in left_in(out)}
-    assert set(first) == {"clipdistill.json", "golden.npz", "onnx/vision_model.onnx"}
+    assert set(first) == {"README.md", "clipdistill.json", "golden.npz", "onnx/vision_model.onnx"}
     with monkeypatch.context() as patch:
 
         def stop(encoder: Any, side: Any, pixels: Any, path: Path, own_length: bool) -> None:
@@ -90,9 +97,9 @@ def test_an_earlier_export_is_replaced_and_kept_until_then(
 
         patch.setattr(job, "write_graph", stop)
         with pytest.raises(KeyboardInterrupt):
-            export(classifier, out)
+            export(classifier, out, precision="float32")
     assert {name: (out / name).read_bytes() for name in left_in(out)} == first
-    export(classifier, out, data="scenes:test?n=2&seed=5")
+    export(classifier, out, data="scenes:test?n=2&seed=5", precision="float32")
     again = Runtime.open(out)
     assert left_in(out) == set(first)
     with np.load(out / "golden.npz") as golden:
@@ -155,3 +162,29 @@ def test_a_slow_tokenizer_is_refused(make_model: Callable[[str], Path], tmp_path
         reading.write_tokenizer(encoder, tmp_path)
     assert not (tmp_path / "tokenizer.json").exists()
     shutil.rmtree(tmp_path / "model")
+
+
+def test_a_precision_by_name_is_measured_and_ships(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(classifier), "--out", str(tmp_path / "out"), "--data", "scenes:test?n=12"]
+    assert main([*words, "--precision", "float16"]) == 0
+    printed = capsys.readouterr().out
+    assert "float16" in printed
+    assert "Ships: image float16; together they lose" in printed
+    assert left_in(tmp_path / "out") >= {"clipdistill.json", "golden.npz", "onnx/vision_model_float16.onnx"}
+    assert "onnx/vision_model.onnx" not in left_in(tmp_path / "out")
+    section = json.loads((tmp_path / "out" / "clipdistill.json").read_text())["runtime"]
+    assert section["image"]["file"] in section["files"]
+    assert section["gate"]["judged_by"] == "neighbours"
+    assert main(["doctor", str(tmp_path / "out")]) == 0
+
+
+def test_options_that_mean_nothing_are_refused(classifier: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no precision 'int9'\. Did you mean 'int8'"):
+        export(classifier, tmp_path / "out", precision="int9")
+    words = ["export", str(classifier), "--out", str(tmp_path / "out"), "--layout", "immich", "--precision", "int8"]
+    assert main(words) == 1
+    with pytest.raises(DataError, match="2 pictures that can be read; precisions are compared on 3 or more"):
+        export(classifier, tmp_path / "out", data="scenes:test?n=2")
+    assert not (tmp_path / "out").exists()

@@ -238,6 +238,7 @@ def test_the_package_fetches_where_it_is_installed(
     assert hub.model_folder("ms:damo/name", weights=False) == clip_folder
     assert hub.model_folder("ms:damo/name") == clip_folder
     assert "pytorch_model*.bin" not in asked[0][1]
-    assert asked[1] == ("damo/name", ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"])
+    small = ["*.json", "*.txt", "*.model", "README.md", "LICENSE*"]
+    assert asked[1] == ("damo/name", [*small, "*.safetensors", "pytorch_model*.bin"])
     with pytest.raises(ModelError, match=r"ModelScope did not give it \(OSError: 404\)"):
         hub.model_folder("ms:damo/absent")

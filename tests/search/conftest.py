@@ -25,7 +25,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TOWER, "num_hidden_layers", 1)  # half the time of an export
         MAKERS["clip"](root / "model")
-    export(root / "model", root / "onnx")
+    export(root / "model", root / "onnx", precision="float32")
     return root / "onnx", load(str(root / "model"))
 
 

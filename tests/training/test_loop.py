@@ -22,7 +22,7 @@ from clipdistill.errors import ClipdistillError, ConfigError, DataError, RecipeE
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer
-from clipdistill.training import checkpoint
+from clipdistill.training import checkpoint, run_folder
 from clipdistill.training.loop import _clamp, distill
 from clipdistill.training.setup import prepare
 from tiny_runs import TINY, fail_at_step, tiny_run
@@ -143,6 +143,22 @@ def test_a_disk_that_is_full_is_one_clear_error(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(TrainingError, match=r"checkpoint of step 3 could not be written .* No space left"):
         distill(tiny_run(out))
     assert list((out / "checkpoints").iterdir()) == []
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        fail_at_step(patch, 5)
+        with pytest.raises(RuntimeError, match="power cut"):
+            distill(tiny_run(out))
+    before = sorted(path.name for path in (out / "checkpoints").iterdir())
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.1)
+    with run_folder.held(out), pytest.raises(ConfigError, match="another process is training in it"):
+        distill(tiny_run(out), resume=True)
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == before
+    (out / "checkpoints" / ".step-00000004.tmp").mkdir()  # as a kill leaves it
+    distill(tiny_run(out), resume=True)
+    assert not list((out / "checkpoints").glob(".*"))
 
 
 def test_resume_refuses_data_teachers_and_recipes_that_have_changed(tmp_path: Path, teacher: Path) -> None:

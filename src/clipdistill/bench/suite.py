@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipdistill.bench import latency
 from clipdistill.bench.machine import machine
 from clipdistill.bench.result import Result
 from clipdistill.errors import ConfigError, TrainingError, did_you_mean
@@ -15,13 +16,19 @@ from clipdistill.files import write_text
 from clipdistill.models.bundle import versions
 
 #: One module of this folder each, the quick ones first.
-NAMES = ("precision", "transform", "store", "step", "loss", "embed-kd", "soak")
+NAMES = ("precision", "transform", "store", "latency", "step", "loss", "embed-kd", "soak")
 
 
-def run(names: Sequence[str], file: Path | None, tell: Callable[[str], object], minutes: float = 10.0) -> None:
+def run(
+    names: Sequence[str],
+    file: Path | None,
+    tell: Callable[[str], object],
+    minutes: float = 10.0,
+    towers: Sequence[str] = (),
+) -> None:
     """Run the benchmarks ``names``, all of them if none is named; ``tell`` each one's text as soon as it is done.
 
-    The soak, which has no end of its own, takes so many ``minutes``.
+    The soak, which has no end of its own, takes so many ``minutes``; latency is that of ``towers``.
 
     ``file`` gets the ratios of all, everything each has measured, the machine and the versions, as JSON.
 
@@ -35,10 +42,11 @@ def run(names: Sequence[str], file: Path | None, tell: Callable[[str], object], 
             raise ConfigError(f"there is no benchmark '{name}'." + did_you_mean(name, NAMES))
     if file is not None and not file.parent.is_dir():
         raise ConfigError(f"--json {file}: there is no folder {file.parent}. Make it, or name another file.")
+    given = {"soak": minutes, "latency": latency.choose(towers)}
     found: dict[str, Result] = {}
     for name in chosen:
         module = importlib.import_module(f"clipdistill.bench.{name.replace('-', '_')}")
-        found[name] = module.run(minutes) if name == "soak" else module.run()
+        found[name] = module.run(given[name]) if name in given else module.run()
         tell(found[name].text)
     if file is not None:
         write_text(file, json.dumps(as_dict(found), indent=2, allow_nan=False) + "\n")

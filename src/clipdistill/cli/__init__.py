@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from clipdistill.cli import bench, data, evaluation, export, recipes, retention, store, training
+from clipdistill.cli import bench, data, evaluation, export, push, recipes, retention, store, students, training
 from clipdistill.errors import ClipdistillError, InterruptedRunError
 from clipdistill.progress import console
 
@@ -30,6 +30,8 @@ app.command(name="chinese-clip", context_settings={"ignore_unknown_options": Tru
 app.command()(bench.bench)
 app.command()(export.export)
 app.command()(export.doctor)
+app.command()(push.push)
+app.command()(students.students)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(store.app, name="store")

@@ -11,12 +11,15 @@ import typer
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="precision, transform, store, step, loss, embed-kd, soak; all without a name."),
+        typer.Argument(help="precision, transform, store, latency, step, loss, embed-kd, soak; all without a name."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the ratios and all that was measured here.")
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="How long the soak kills and resumes runs.")] = 10.0,
+    towers: Annotated[
+        list[str] | None, typer.Option(help="Whose latency: a preset, clip-l-14, or all; repeat.")
+    ] = None,
 ) -> None:
     """Measure the program's claims about speed on this machine, as ratios of two ways timed in turn.
 
@@ -24,4 +27,4 @@ def bench(
     """
     from clipdistill.bench.suite import run
 
-    run(names or [], file, lambda text: print(text, flush=True), minutes)
+    run(names or [], file, lambda text: print(text, flush=True), minutes, towers or [])

@@ -215,6 +215,7 @@ def _optimisation(flags: Flags, remarks: list[str]) -> Iterator[str]:
         )
     # Without augmentation they show every picture whole; a box of the whole area that fits is the whole picture.
     yield from ("augment.crop=[1,1]", "augment.ratio=[0.001,1000]")
+    yield from ("train.optimizer=adamw", "train.schedule=cosine")
     yield f"train.lr={flags.rate:g}"
     yield f"train.weight_decay={flags['wd']:g}"
     yield f"train.warmup={flags['warmup']}"

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from clipdistill.errors import ConfigError, DataError
 from clipdistill.evaluation.agreement import centred_cosine, predictions, rank_correlation, top_k_overlap
+from clipdistill.evaluation.bootstrap import Kept, Statistic, mean_of, paired, per_class, ratio
 from clipdistill.evaluation.compression import ranks_stored, row_bytes
 from clipdistill.evaluation.retrieval import KS
-from clipdistill.evidence.bootstrap import Kept, Statistic, mean_of, paired, per_class, ratio
 from clipdistill.evidence.directions import FIRST, Direction, Side
 from clipdistill.progress import progress
 

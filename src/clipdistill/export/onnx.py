@@ -5,36 +5,34 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from clipdistill.data.images import decode
-from clipdistill.data.samples import Source
 from clipdistill.data.sources import pairs
-from clipdistill.errors import ConfigError, DataError, ModelError
+from clipdistill.errors import ConfigError, ModelError
+from clipdistill.export.gate import Gate
 from clipdistill.export.graphs import OPSET, Side, write_graph
+from clipdistill.export.papers import card, licences, measure
 from clipdistill.export.parity import BATCHES, Parity, check, model_images, model_texts
+from clipdistill.export.probes import SCENES, Probes, take_probes
+from clipdistill.export.quantise import Candidate
 from clipdistill.export.reading import PROBES, TOKENIZER, write_tokenizer
+from clipdistill.export.shipping import AUTO, MAX_RECALL_LOSS, find_precision, ship
 from clipdistill.files import checksum, flush
 from clipdistill.models.bundle import versions
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.hub import checkpoint_file, model_folder
 from clipdistill.models.huggingface import load
 from clipdistill.progress import progress
-from clipdistill.search.golden import GOLDEN, LEAST_COSINE, write_golden
+from clipdistill.search.golden import GOLDEN, write_golden
 from clipdistill.search.runtime import RECORD, SECTION, VERSION, Runtime
 from clipdistill.search.tokens import Reader, TextRules
 
-#: What a graph is compared with its model on, where the caller names nothing.
-SCENES = "scenes:test?n=32&lang=both"
 #: Begins a name of open_clip's for which there is no folder.
 _BY_NAME = "open_clip:"
 _FILES: dict[Side, str] = {"image": "onnx/vision_model.onnx", "text": "onnx/text_model.onnx"}
@@ -42,34 +40,43 @@ _GOLDEN_SIDE, _GOLDEN_PICTURES, _GOLDEN_CAPTIONS = 128, 4, 6
 
 
 @dataclass(frozen=True)
-class _Probes:
-    """What is embedded to compare: RGB pictures, and captions of every length."""
+class Exported:
+    """The worst cosines between float32 graphs and model, and what the gate measured, if it was asked."""
 
-    pictures: list[Image.Image]
-    captions: list[str]
+    parity: Parity
+    gate: Gate | None
 
 
-def export(student: str | Path, out: str | Path, data: str | None = None) -> Parity:
+def export(
+    student: str | Path,
+    out: str | Path,
+    data: str | None = None,
+    precision: str = AUTO,
+    max_recall_loss: float = MAX_RECALL_LOSS,
+) -> Exported:
     """Write the model that ``student`` names, a folder or a run's, as ONNX graphs with their tokenizer and rules.
 
-    Every graph is compared with the model before anything is published, on 32 samples of ``data``, or on drawn ones;
-    what is returned are the worst cosines. ``out`` appears whole or not at all, and replaces only an earlier export.
+    Every graph is compared with the model before anything is published, on 32 samples of ``data``, or on drawn ones.
+    Then ``precision`` "auto" measures candidates on up to 1,000 samples and ships the fastest that loses no more than
+    ``max_recall_loss`` points; "float32" skips that, and any other of
+    :data:`clipdistill.export.quantise.CANDIDATES` is measured and ships whatever it loses. ``out`` appears whole or
+    not at all, and replaces only an earlier export.
     Raises :class:`ModelError` for a model that cannot be exported or whose graphs differ, :class:`ConfigError` for
     a folder that holds something else, :class:`DataError` for data that cannot be read.
     """
-    out = Path(out)
+    out, only = Path(out), find_precision(precision)
     _check_out(out)
     encoder = load(str(student))
-    probes = _probes(pairs(data or SCENES), encoder.sides)
+    probes = take_probes(pairs(data or SCENES), encoder.sides)
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = _beside(out)
     fresh.mkdir()
     try:
-        parity = _write(encoder, str(student), fresh, probes)
+        exported = _write(encoder, str(student), fresh, probes, data, only, max_recall_loss)
         _put_in_place(fresh, out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return parity
+    return exported
 
 
 def _check_out(out: Path) -> None:
@@ -89,7 +96,15 @@ def _is_export(path: Path) -> bool:
         return False
 
 
-def _write(encoder: DualEncoder, student: str, folder: Path, probes: _Probes) -> Parity:
+def _write(
+    encoder: DualEncoder,
+    student: str,
+    folder: Path,
+    probes: Probes,
+    data: str | None,
+    only: Candidate | None,
+    allowed: float,
+) -> Exported:
     """Write everything into a folder, the record last."""
     (folder / "onnx").mkdir()
     sides = [side for side in _FILES if side[0].upper() in encoder.sides]
@@ -103,13 +118,18 @@ def _write(encoder: DualEncoder, student: str, folder: Path, probes: _Probes) ->
         parity = check(encoder, Runtime(folder, {**record, SECTION: section}), probes.pictures, probes.captions)
         section["parity"] = {"image": parity.image, "text": parity.text, "batches": list(BATCHES)}
         section["golden"] = _golden(encoder, folder, probes)
-        section["files"] = _checksums(folder)
         advance(len(sides) + 1, "")
+    gate = ship(folder, {**record, SECTION: section}, probes, data, only, allowed)
+    section["files"] = _checksums(folder)
+    record |= licences(record, student)
+    section |= measure(Runtime(folder, {**record, SECTION: section}), data)
+    (folder / "README.md").write_text(card({**record, SECTION: section}), encoding="utf-8")
     text = json.dumps({**record, SECTION: section}, indent=2, ensure_ascii=False)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")
-    flush(folder / "onnx")
-    flush(folder)
-    return parity
+    for part in ("onnx", "openvino", "."):
+        if (folder / part).is_dir():
+            flush(folder / part)
+    return Exported(parity, gate)
 
 
 def _base(encoder: DualEncoder, student: str) -> dict[str, Any]:
@@ -134,7 +154,7 @@ def _section(encoder: DualEncoder) -> dict[str, Any]:
     return {"version": VERSION, "opset": OPSET, "scale": encoder.scale, "bias": bias, "unit_rows": True}
 
 
-def _image(encoder: DualEncoder, folder: Path, probes: _Probes) -> dict[str, Any]:
+def _image(encoder: DualEncoder, folder: Path, probes: Probes) -> dict[str, Any]:
     """Write the image graph, and return what the record says about it."""
     assert encoder.transform is not None
     prepared = [encoder.transform(picture) for picture in probes.pictures[:2]]
@@ -152,7 +172,7 @@ def _text(encoder: DualEncoder, folder: Path) -> dict[str, Any]:
     return {"file": _FILES["text"], "tokenizer": TOKENIZER, "rules": rules.to_dict()}
 
 
-def _golden(encoder: DualEncoder, folder: Path, probes: _Probes) -> dict[str, Any]:
+def _golden(encoder: DualEncoder, folder: Path, probes: Probes) -> dict[str, Any]:
     """Write a few pictures and captions with the rows that the model itself gives them."""
     images = texts = None
     if "I" in encoder.sides:
@@ -163,26 +183,12 @@ def _golden(encoder: DualEncoder, folder: Path, probes: _Probes) -> dict[str, An
         captions = list(PROBES[:_GOLDEN_CAPTIONS])
         texts = (captions, model_texts(encoder, captions))
     write_golden(folder / GOLDEN, images, texts)
-    return {"file": GOLDEN, "least_cosine": LEAST_COSINE}
+    return {"file": GOLDEN}
 
 
 def _checksums(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
-
-
-def _probes(source: Source, sides: str) -> _Probes:
-    """Take the pictures and captions to compare on: 32 of each, repeated where there are fewer."""
-    samples = [source[place] for place in range(min(len(source), max(BATCHES)))]
-    pictures = [decode(sample.image) for sample in samples if sample.image is not None]
-    captions = list(dict.fromkeys([*PROBES, *(caption for sample in samples for caption in sample.captions)]))
-    if "I" in sides and not pictures:
-        raise DataError(f"{source.uri} has no pictures to compare the image graph on.")
-    return _Probes(_filled(pictures), captions[: max(len(PROBES), 2 * max(BATCHES))])
-
-
-def _filled(pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    return list(islice(cycle(pictures), max(BATCHES))) if pictures else []
 
 
 def _put_in_place(fresh: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -16,12 +17,20 @@ import numpy as np
 import yaml
 
 from clipdistill.errors import ModelError
+from clipdistill.models.layout_cards import USAGES
 
 RECORD = "clipdistill.json"
 SCHEMA = 1
 _PACKAGES = (
     *("clipdistill", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow"),
     *("open_clip_torch", "timm"),
+)
+
+
+#: Licences that the hub has an identifier for.
+_IDENTIFIERS = re.compile(
+    r"mit|apache-2\.0|apple-(amlr|ascl)|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-[234]\.0|bsd(-[23]-clause)?|isc|unlicense"
+    r"|a?gpl-3\.0|gpl(-2\.0)?|lgpl(-[23]\.[01])?|openrail(\+\+)?|bigscience-openrail-m|gemma|etalab-2\.0"
 )
 
 
@@ -45,9 +54,10 @@ def save_bundle(encoder: Saveable, folder: Path, card: Mapping[str, Any]) -> Non
 
     ``card`` goes into the record as it is. The model card shows the keys ``name``, ``teachers`` ({letter: uri}),
     ``recipe`` (a name, or a mapping with one), ``data`` ({"uri", "fingerprint"}), ``training``, ``metrics``
-    ({metric: value}, or {model: {metric: value}}), ``licence``, ``licences`` ({what: licence}), ``languages``,
-    ``pretrained`` (the model that training started from) and ``library`` (transformers, or open_clip). A previous
-    bundle at ``folder`` is replaced; any other folder that is not empty is refused with a :class:`ModelError`.
+    ({metric: value}, or {model: {metric: value}}), ``licence``, ``licences`` ({what: licence}), ``licence_chain`` (see
+    :func:`clipdistill.models.licences.as_card`), ``languages``, ``pretrained`` (the model that training started from)
+    and ``library`` (transformers, or open_clip). A previous bundle at ``folder`` is replaced; any other folder that is
+    not empty is refused with a :class:`ModelError`.
     """
     folder = Path(folder)
     _refuse_foreign(folder)
@@ -133,7 +143,7 @@ def model_card(record: Mapping[str, Any]) -> str:
 
 def _header(record: Mapping[str, Any]) -> dict[str, Any]:
     header: dict[str, Any] = {
-        "license": record.get("licence"),
+        **_licence_of(record),
         "language": record.get("languages"),
         "library_name": record.get("library", "transformers"),
         "pipeline_tag": _pipeline(record),
@@ -148,6 +158,15 @@ def _header(record: Mapping[str, Any]) -> dict[str, Any]:
     elif hub := [name for uri in _teachers(record).values() if (name := _hub_name(uri))]:
         header["base_model"] = hub
     return {key: value for key, value in header.items() if value is not None}
+
+
+def _licence_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The licence as the hub writes it: it has identifiers of its own, and a name of their own for all others."""
+    licence = record.get("licence")
+    if not licence or _IDENTIFIERS.fullmatch(licence):
+        return {"license": licence}
+    links = [link.get("address") for link in record.get("licence_chain") or [] if link["licence"] == licence]
+    return {"license": "other", "license_name": licence, "license_link": next(filter(None, links), None)}
 
 
 def _has_text(record: Mapping[str, Any]) -> bool:
@@ -291,7 +310,23 @@ print(model.encode(["a red circle", "a dog"]))
 ```"""
 
 
+_USAGE_OF_GRAPHS = """## Use
+
+```python
+from clipdistill.search.runtime import Runtime
+
+model = Runtime.open(".")  # this folder; needs no torch
+{lines}
+```"""
+
+
 def _usage(record: Mapping[str, Any]) -> str:
+    if record.get("layout") in USAGES:
+        return USAGES[record["layout"]]
+    if record.get("library") == "onnx":
+        pictures = ['print(model.images(["a.jpg"]))'] if _has_pictures(record) else []
+        captions = ['print(model.texts(["a red circle", "a dog"]))'] if _has_text(record) else []
+        return _USAGE_OF_GRAPHS.replace("{lines}", "\n".join(pictures + captions))
     if not _has_pictures(record):
         return _USAGE_OF_SENTENCES if record.get("library") == "sentence-transformers" else _USAGE_OF_TEXTS
     if not _has_text(record):
@@ -306,5 +341,9 @@ def _usage(record: Mapping[str, Any]) -> str:
 def _licences(record: Mapping[str, Any]) -> str:
     chain = record.get("licences") or {}
     rows = [f"- {what}: {licence}" for what, licence in chain.items()]
+    for link in record.get("licence_chain") or []:
+        rows.append(f"- {link['role']} `{link['model']}`: {link['licence']}, {link['use']} (from {link['source']})")
+    if any(link["use"] == "research only" for link in record.get("licence_chain") or []):
+        rows += ["", "**For research only**: so says the licence of a model that this one was made from."]
     rows = rows or ["The licences of the teachers and of the data were not recorded; they apply to this model too."]
     return "\n".join(["## Licences", "", *rows])

@@ -12,7 +12,8 @@ from huggingface_hub import constants, snapshot_download
 
 from clipdistill.errors import ModelError
 
-_SMALL_FILES = ("*.json", "*.txt", "*.model")
+#: The card and the licence are read for what a student inherits of them.
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 #: A folder with this file is open_clip's.
 OPEN_CLIP_CONFIG = "open_clip_config.json"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import html
-import importlib
 import string
 from collections.abc import Callable
 
-from clipdistill.errors import SearchError, did_you_mean
+from clipdistill.errors import SearchError, did_you_mean, need
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -26,14 +25,7 @@ def _canonicalize(text: str) -> str:
 
 def _mend(text: str) -> str:
     """Mend text that was decoded wrongly, plain quotes for curly ones, entities of HTML resolved twice."""
-    try:
-        ftfy = importlib.import_module("ftfy")
-    except ImportError as error:
-        raise SearchError(
-            "this model comes from open_clip, which cleans captions with the package ftfy, and that is not installed. "
-            "Install it with: pip install ftfy"
-        ) from error
-    mended: str = ftfy.fix_text(text)
+    mended: str = need("ftfy", "search").fix_text(text)
     return html.unescape(html.unescape(mended)).strip()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from clipdistill.files import checksum
 from clipdistill.search.runtime import SECTION, Runtime, read_record
 
 GOLDEN = "golden.npz"
-#: Two rows of unit length are the same from this cosine on.
+#: Two rows of unit length that were computed in float32 are the same from this cosine on.
 LEAST_COSINE = 0.99999
 
 
@@ -36,6 +36,7 @@ def write_golden(
 def check_golden(folder: str | Path) -> list[str]:
     """Examine an exported folder: every file against its checksum, every golden row against a fresh one.
 
+    The rows are the model's own, from torch; how far those of a graph may be from them is in the record, by precision.
     Returns a line for each thing that is wrong; raises :class:`SearchError` for a folder that is no exported model.
     """
     folder = Path(folder)
@@ -44,7 +45,7 @@ def check_golden(folder: str | Path) -> list[str]:
         finding for name, digest in record[SECTION]["files"].items() if (finding := _file(folder, name, digest))
     ]
     try:
-        return findings + _rows(Runtime(folder, record), record[SECTION]["golden"])
+        return findings + _rows(Runtime(folder, record), folder / record[SECTION]["golden"]["file"])
     except (ClipdistillError, OSError, ValueError, KeyError) as error:  # what a damaged file makes of the readers
         return [*findings, f"the golden rows cannot be compared: {error}"]
 
@@ -58,25 +59,31 @@ def _file(folder: Path, name: str, digest: str) -> str | None:
     return None
 
 
-def _rows(runtime: Runtime, about: Mapping[str, Any]) -> list[str]:
-    with np.load(runtime.folder / about["file"], allow_pickle=False) as golden:
+def golden_rows(runtime: Runtime, path: Path) -> Iterator[tuple[str, list[str], NDArray[Any], NDArray[Any]]]:
+    """Yield for each side its name, what was embedded, and fresh and golden rows, ``float32 [N, D]`` each."""
+    with np.load(path, allow_pickle=False) as golden:
         kept = {name: golden[name] for name in golden.files}
-    least, findings = float(about["least_cosine"]), []
     if "I" in runtime.sides:
         rows = runtime.images([Image.fromarray(pixels) for pixels in kept["pictures"]])
-        findings += _differing(rows, kept["image_embeds"], least, "golden picture", range(len(rows)))
+        yield "image", [f"picture {place}" for place in range(len(rows))], rows, kept["image_embeds"]
     if "T" in runtime.sides:
         captions = [str(caption) for caption in kept["captions"]]
-        rows = runtime.texts(captions)
-        findings += _differing(rows, kept["text_embeds"], least, "golden caption", map(repr, captions))
+        yield "text", [f"caption {caption!r}" for caption in captions], runtime.texts(captions), kept["text_embeds"]
+
+
+def _rows(runtime: Runtime, path: Path) -> list[str]:
+    findings = []
+    for side, names, rows, kept in golden_rows(runtime, path):
+        least = float(runtime.graph_of(side).get("least_cosine", LEAST_COSINE))
+        findings += _differing(rows, kept, least, names)
     return findings
 
 
-def _differing(rows: NDArray[np.float32], kept: NDArray[np.float32], least: float, what: str, names: Any) -> list[str]:
+def _differing(rows: NDArray[Any], kept: NDArray[Any], least: float, names: Sequence[str]) -> list[str]:
     if rows.shape != kept.shape:
-        return [f"{what}s give rows of shape {list(rows.shape)}, expected {list(kept.shape)}"]
+        return [f"golden rows have the shape {list(rows.shape)}, expected {list(kept.shape)}"]
     return [
-        f"{what} {name}: the cosine with its row is {cosine:.6f}, expected {least} or more"
+        f"golden {name}: the cosine with its row is {cosine:.6f}, expected {least} or more"
         for name, cosine in zip(names, (rows * kept).sum(axis=1), strict=True)
         if not cosine >= least
     ]

@@ -1,4 +1,4 @@
-"""An exported model on a CPU: onnxruntime, tokenizers, numpy and Pillow, and no torch.
+"""An exported model on a CPU: onnxruntime or OpenVINO, tokenizers, numpy and Pillow, and no torch.
 
 Shapes: ``N`` pictures or captions, ``D`` joint width.
 """
@@ -15,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipdistill.data.views import Transform
-from clipdistill.errors import SearchError, need
+from clipdistill.errors import SearchError
+from clipdistill.search.calibrate import Calibration
+from clipdistill.search.engines import ONNXRUNTIME, Graph, open_graph
 from clipdistill.search.pixels import Picture, read_pixels
 from clipdistill.search.tokens import Reader, TextRules
 
 RECORD = "clipdistill.json"
 #: The section of the record that makes a folder one of these, and its version.
 SECTION, VERSION = "runtime", 1
+_PLAIN = {"engine": ONNXRUNTIME, "precision": "float32"}
 #: Rows that go through a graph together.
 BATCH = 32
 
@@ -29,8 +32,10 @@ BATCH = 32
 class Runtime:
     """The graphs of an exported folder behind two calls. A graph is loaded when it is first used."""
 
-    def __init__(self, folder: Path, record: Mapping[str, Any], threads: int | None = None) -> None:
-        self.folder, self.record, self._threads = folder, record, threads
+    def __init__(
+        self, folder: Path, record: Mapping[str, Any], threads: int | None = None, engine: str | None = None
+    ) -> None:
+        self.folder, self.record, self._threads, self._engine = folder, record, threads, engine
         about = record[SECTION]
         self.width: int = int(record["width"])
         self.scale: float = float(about["scale"])
@@ -38,12 +43,13 @@ class Runtime:
         self.sides: str = ("I" if "image" in about else "") + ("T" if "text" in about else "")
 
     @classmethod
-    def open(cls, folder: str | Path, threads: int | None = None) -> Runtime:
+    def open(cls, folder: str | Path, threads: int | None = None, engine: str | None = None) -> Runtime:
         """Open a folder that ``clipdistill export`` wrote; ``threads`` of the CPU, all of them by default.
 
-        Raises :class:`SearchError` for any other folder.
+        ``engine``, onnxruntime or openvino, takes the folder's best graphs for that one; else each tower has the
+        engine that was chosen for it. Raises :class:`SearchError` for any other folder.
         """
-        return cls(Path(folder), read_record(Path(folder)), threads)
+        return cls(Path(folder), read_record(Path(folder)), threads, engine)
 
     @property
     def fingerprint(self) -> str:
@@ -57,8 +63,7 @@ class Runtime:
         """
         transform, graph = self.transform, self._image_graph
         rows = [
-            graph.run(["image_embeds"], read_pixels(transform, pictures[start : start + BATCH]))[0]
-            for start in range(0, len(pictures), BATCH)
+            graph(read_pixels(transform, pictures[start : start + BATCH])) for start in range(0, len(pictures), BATCH)
         ]
         return self._joined(rows)
 
@@ -78,8 +83,14 @@ class Runtime:
         rows = np.empty((len(captions), self.width), np.float32)
         for start in range(0, len(captions), BATCH):
             places = list(order[start : start + BATCH])
-            rows[places] = graph.run(["text_embeds"], reader([captions[place] for place in places]))[0]
+            rows[places] = graph(reader([captions[place] for place in places]))
         return rows
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What makes a probability of a cosine; None where the export could not be calibrated, as its record says."""
+        about = self.record[SECTION].get("calibration") or {}
+        return Calibration.from_dict(about) if "slope" in about else None
 
     @cached_property
     def transform(self) -> Transform:
@@ -93,11 +104,11 @@ class Runtime:
         return Reader(self.folder / part["tokenizer"], TextRules.from_dict(part["rules"]))
 
     @cached_property
-    def _image_graph(self) -> Any:
+    def _image_graph(self) -> Graph:
         return self._load("image")
 
     @cached_property
-    def _text_graph(self) -> Any:
+    def _text_graph(self) -> Graph:
         return self._load("text")
 
     def _part(self, side: str) -> Mapping[str, Any]:
@@ -107,17 +118,23 @@ class Runtime:
         part: Mapping[str, Any] = self.record[SECTION][side]
         return part
 
-    def _load(self, side: str) -> Any:
-        """Load a graph; raises :class:`SearchError` where its file is missing or damaged."""
-        path, library = self.folder / self._part(side)["file"], need("onnxruntime", "search")
-        options = library.SessionOptions()
-        options.log_severity_level = 3  # errors alone: the others are about its own rewriting of graphs
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        try:
-            return library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library has a class for each of its states
-            raise SearchError(f"{path} cannot be loaded: {error}. Export the model again.") from error
+    def graph_of(self, side: str) -> Mapping[str, Any]:
+        """Return what the record says of a side's graph: its ``engine``, ``precision`` and ``file``.
+
+        One that says no more than its file is for onnxruntime in float32. Raises :class:`SearchError` where there is
+        none, or none for the engine that was asked for.
+        """
+        part = self._part(side)
+        graphs = [{**_PLAIN, **graph} for graph in (part, *part.get("others", ()))]
+        found = [graph for graph in graphs if self._engine in (None, graph["engine"])]
+        if not found:
+            known = " and ".join(sorted({graph["engine"] for graph in graphs}))
+            raise SearchError(f"{self.folder} has no {side} graph for the engine '{self._engine}', only for {known}.")
+        return found[0]
+
+    def _load(self, side: str) -> Graph:
+        graph = self.graph_of(side)
+        return open_graph(self.folder / graph["file"], graph["engine"], graph["precision"], self._threads)
 
     def _joined(self, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return np.concatenate([np.empty((0, self.width), np.float32), *rows])

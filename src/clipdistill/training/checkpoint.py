@@ -41,7 +41,8 @@ def save(
     """
     target = folder / f"step-{step:08d}"
     fresh = folder / f".{target.name}.tmp"
-    shutil.rmtree(fresh, ignore_errors=True)
+    for half in folder.glob(".step-*.tmp"):  # a process that was killed was writing it
+        shutil.rmtree(half)
     try:
         fresh.mkdir(parents=True)
         _fill(fresh, step, tensors, optimiser, random)

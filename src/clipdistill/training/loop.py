@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,9 +25,11 @@ from clipdistill.data.workers import load
 from clipdistill.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.models.device import choose_device, choose_precision
+from clipdistill.models.licences import Link, as_card
 from clipdistill.progress import console, progress
 from clipdistill.training import checkpoint, run_folder, trackers
 from clipdistill.training.checks import check_ranks, check_tasks
+from clipdistill.training.origins import tell_licences
 from clipdistill.training.preflight import count, preflight, raise_unless_finite
 from clipdistill.training.pruning import Pruning
 from clipdistill.training.ranks import Ranks, joined
@@ -95,13 +97,15 @@ def _distill(config: RunConfig, resume: bool, ranks: Ranks) -> Run:
         ranks.wait()  # all have seen that the folder was empty
         if ranks.main:
             run_folder.create(config, run_folder.record(config, setup.fingerprint, marks, findings.facts))
-    state = _start(setup, folder, resume)
-    with trackers.logs(config, state.step, ranks.main) as log:
-        with _interruptible() as stop:
-            _train(setup, log, state, tasks, stop)
-        if ranks.main:
-            _finish(setup, folder, state)  # before the trackers are closed, which may wait for a network
-    ranks.wait()
+    origins = tell_licences(config, quiet=not ranks.main)
+    with run_folder.held(folder) if ranks.main else nullcontext():
+        state = _start(setup, folder, resume)
+        with trackers.logs(config, state.step, ranks.main) as log:
+            with _interruptible() as stop:
+                _train(setup, log, state, tasks, stop)
+            if ranks.main:
+                _finish(setup, folder, state, origins)  # before the trackers are closed, which may wait for a network
+        ranks.wait()
     return Run(folder, folder / run_folder.STUDENT, setup.plan.steps)
 
 
@@ -307,7 +311,7 @@ def _save(setup: Setup, folder: Path, state: State) -> None:
         checkpoint.save(folder / "checkpoints", state.step, tensors, optimisers, random, keep)
 
 
-def _finish(setup: Setup, folder: Path, state: State) -> None:
+def _finish(setup: Setup, folder: Path, state: State, origins: list[Link]) -> None:
     """Write the student, with the averaged weights if there are any."""
     if state.ema is not None:
         setup.student.module.load_state_dict(state.ema)
@@ -327,6 +331,7 @@ def _finish(setup: Setup, folder: Path, state: State) -> None:
             "pruned by": config.prune and config.prune.sparsity,
         },
         "pretrained": config.student.pretrained,
+        **as_card(origins),
     }
     setup.student.save(folder / run_folder.STUDENT, card)
 

@@ -13,15 +13,15 @@ from clipdistill.config import TrainConfig
 
 #: A matrix inside a layer of a tower, as opposed to embeddings, projections and adapters.
 _LAYER = re.compile(r"(^|\.)(layers?|blocks?|resblocks|stages)\.\d+\.")
-_PATCH = re.compile(r"patch_embed")
 
 
 class Optimiser:
     """One or two torch optimisers that step together under one schedule.
 
     Weight decay is applied to matrices only: never to norms, biases or logit scales. With ``muon``, the matrices
-    inside the layers and the patch kernel, flattened to ``[width, 3 p p]``, are orthogonalised
-    (``torch.optim.Muon``); embeddings, projections, adapters and vectors stay with AdamW.
+    inside the layers and the kernels of convolutions that mix channels (a ViT's patches among them), flattened to
+    ``[out, in h w]``, are orthogonalised (``torch.optim.Muon``); embeddings, projections, adapters, depthwise kernels
+    and vectors stay with AdamW.
     """
 
     def __init__(self, modules: Iterable[nn.Module], config: TrainConfig) -> None:
@@ -35,7 +35,7 @@ class Optimiser:
         adamw = torch.optim.AdamW(filled, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         self.parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, config.lr)]
         # A flat view shares the kernel's memory: stepping the view steps the kernel.
-        self.kernels = [(kernel, nn.Parameter(kernel.detach().flatten(1))) for kernel in kernels]
+        self.kernels = [(kernel, nn.Parameter(_flat(kernel.detach(), kernel))) for kernel in kernels]
         hidden = matrices + [flat for _, flat in self.kernels]
         if hidden:
             muon = torch.optim.Muon(
@@ -49,7 +49,7 @@ class Optimiser:
     def step(self, factor: float) -> None:
         """Take one step at ``factor`` times the peak learning rates, and forget the gradients."""
         for kernel, flat in self.kernels:
-            flat.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+            flat.grad = None if kernel.grad is None else _flat(kernel.grad, kernel)
         for optimiser, peak in self.parts:
             for group in optimiser.param_groups:
                 group["lr"] = peak * factor
@@ -71,8 +71,13 @@ class Optimiser:
             optimiser.load_state_dict(state)
 
 
+def _flat(values: Tensor, kernel: Tensor) -> Tensor:
+    """Flatten ``[out, in, h, w]`` in the order in which the kernel lies in memory; for a step all orders are equal."""
+    return (values if kernel.is_contiguous() else values.permute(0, 2, 3, 1)).flatten(1)
+
+
 def _sort(named: list[tuple[str, nn.Parameter]], optimizer: str) -> tuple[list[Any], list[Any], list[Any]]:
-    """Split parameters into Muon's matrices, Muon's patch kernels, and AdamW's rest."""
+    """Split parameters into Muon's matrices, Muon's kernels, and AdamW's rest."""
     matrices: list[nn.Parameter] = []
     kernels: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -83,7 +88,7 @@ def _sort(named: list[tuple[str, nn.Parameter]], optimizer: str) -> tuple[list[A
         seen.add(id(parameter))
         if optimizer == "muon" and parameter.ndim == 2 and _LAYER.search(name):
             matrices.append(parameter)
-        elif optimizer == "muon" and parameter.ndim == 4 and _PATCH.search(name):
+        elif optimizer == "muon" and parameter.ndim == 4 and parameter.shape[1] > 1:
             kernels.append(parameter)
         else:
             rest.append(parameter)

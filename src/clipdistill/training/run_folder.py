@@ -17,8 +17,11 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig, load_run
@@ -27,7 +30,9 @@ from clipdistill.files import write_text
 from clipdistill.models.bundle import versions
 
 CONFIG, RECORD, LOG, SKIPPED, STUDENT = "config.yaml", "run.json", "log.jsonl", "skipped.jsonl", "student"
-TRACKERS = "trackers.json"
+TRACKERS, LOCK = "trackers.json", ".lock"
+#: Seconds to wait for a folder: the processes of a run that was killed need a few to notice.
+PATIENCE = 30.0
 #: What may differ between a run and its continuation: data and teachers are compared by their content, and the rest
 #: changes no weight.
 FREE = {
@@ -69,6 +74,22 @@ def check_new(config: RunConfig) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         hint = "Add --resume to go on with the run in it, or name" if (folder / CONFIG).is_file() else "Name"
         raise ConfigError(f"out={folder} is not empty. {hint} another folder.")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder; a process that is killed lets go of it.
+
+    Raises:
+        ConfigError: another process has held it for :data:`PATIENCE` seconds.
+    """
+    try:
+        with FileLock(folder / LOCK, timeout=PATIENCE):
+            yield
+    except Timeout:
+        raise ConfigError(
+            f"out={folder}: another process is training in it. Wait for its end, or name another folder."
+        ) from None
 
 
 def check_there(config: RunConfig) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipdistill.data.samples import Sample
-from clipdistill.evidence.bootstrap import DRAWS, Kept
+from clipdistill.evaluation.bootstrap import DRAWS, Kept
 from clipdistill.evidence.directions import FIRST
 from clipdistill.evidence.report import comparison, plots
 from clipdistill.evidence.report import retention_words as words

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from clipdistill.evidence.bootstrap import Interval, Kept
+from clipdistill.evaluation.bootstrap import Interval, Kept
 from clipdistill.evidence.directions import FIRST
 from clipdistill.evidence.report.comparison import Size, change, label, points, sizes
 from clipdistill.evidence.report.results import as_dict as models_as_dict

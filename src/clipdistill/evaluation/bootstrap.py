@@ -1,4 +1,4 @@
-"""Intervals by the paired bootstrap: draw the pictures anew, many times, the same ones for both models.
+"""Intervals by the bootstrap: draw the pictures anew, many times, the same ones for both of two models.
 
 A draw is a weight per unit, how often it was drawn, ``[B, U]``; a statistic turns draws into values ``[B]``. What is
 drawn are pictures, with all that is asked by them and for them: captions of one picture succeed and fail together, so
@@ -91,6 +91,21 @@ def paired(
         values = (float(student(whole)[0]), float(teacher(whole)[0]))
         result[name] = _kept(values, *np.concatenate(found[name], axis=1))
     return result
+
+
+def alone(
+    units: int, statistics: Mapping[str, Statistic], draws: int = DRAWS, seed: int = _SEED
+) -> dict[str, Interval]:
+    """Return each metric of one model, with its interval."""
+    found = {name: [np.empty(0)] for name in statistics}
+    for weights in draw(units, draws, seed):
+        for name, statistic in statistics.items():
+            found[name].append(statistic(weights))
+    whole = np.ones((1, units))
+    return {
+        name: _interval(float(statistic(whole)[0]), np.concatenate(found[name]))
+        for name, statistic in statistics.items()
+    }
 
 
 def draw(units: int, draws: int, seed: int) -> Iterator[Weights]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipdistill.evidence import bootstrap
-from clipdistill.evidence.bootstrap import draw, mean_of, paired, per_class, ratio
+from clipdistill.evaluation import bootstrap
+from clipdistill.evaluation.bootstrap import alone, draw, mean_of, paired, per_class, ratio
 
 RNG = np.random.default_rng(11)
 UNITS = 40
@@ -103,3 +103,9 @@ def test_draws_are_whole_counts_and_do_not_depend_on_chunks(monkeypatch: pytest.
     parts = list(draw(30, 25, 1))
     assert len(parts) == 9
     assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_one_model_alone_has_the_intervals_it_has_beside_another() -> None:
+    beside = paired(UNITS, {"r": (ratio(STUDENT, ASKED), ratio(TEACHER, ASKED))}, draws=200)["r"]
+    found = alone(UNITS, {"s": ratio(STUDENT, ASKED), "t": ratio(TEACHER, ASKED)}, draws=200)
+    assert found == {"s": beside.student, "t": beside.teacher}
