@@ -154,7 +154,9 @@ def test_the_report_tells_means_spreads_differences_and_gaps(done: tuple[Outcome
             {"mean": mean, "low": mean - half, "high": mean + half}, abs=5e-3
         )
         gap = top - stdlib.mean(base)
-        assert model["gap_closed"].get(metric) == (pytest.approx(100 * mean / gap, rel=1e-3, abs=0.1) if gap > 0 else None)
+        assert model["gap_closed"].get(metric) == (
+            pytest.approx(100 * mean / gap, rel=1e-3, abs=0.1) if gap > 0 else None
+        )
     assert "differences" not in report["models"]["teacher"]
     assert report["models"]["clip"]["differences"] == {}
     page = (out / "report.html").read_text()
