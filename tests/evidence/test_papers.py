@@ -66,6 +66,13 @@ def test_the_docs_tell_of_every_claim_and_every_grid_in_them_can_be_read(papers:
     assert [(len(grid.claims), len(grid.teachers)) for grid in grids] == [(2, 0), (0, 3)]
 
 
+def test_students_of_the_recipe_best_see_as_many_pictures_as_the_others() -> None:
+    grid = load_grid(str(PAPERS.with_name("best.yaml")))
+    assert {cell for claim in grid.claims for cell in claim.cells} <= {*grid.cells, "teacher"}
+    seen = {name: (cell.train.steps or 0) * cell.train.batch_size for name, cell in grid.cells.items()}
+    assert set(seen.values()) == {44_800}
+
+
 def test_every_cell_is_a_run_that_begins(papers: Grid) -> None:
     for name, cell in papers.cells.items():
         letters = recipe_teachers(cell)
