@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from clipdistill.data.views import Transform
-from clipdistill.errors import ModelError, need
+from clipdistill.errors import ModelError
 from clipdistill.export.graphs import Side, write_graph
 from clipdistill.export.layout_rows import Rows, unit, unmended
 from clipdistill.export.layout_tokens import write_lowered
@@ -124,7 +125,7 @@ def _write_text_rules(encoder: DualEncoder, folder: Path) -> TextRules:
             "model's captions need otherwise. Use the layout transformers.js, or no --layout."
         )
     path = folder / _TOKENIZER_CONFIG
-    pad = need("tokenizers", "search").Tokenizer.from_file(str(folder / TOKENIZER)).id_to_token(rules.pad_id)
+    pad = Tokenizer.from_file(str(folder / TOKENIZER)).id_to_token(rules.pad_id)
     # immich looks the padding up by its name: of open_clip's own tokenizer that is not what its files say.
     _put(path, {**json.loads(path.read_text(encoding="utf-8")), "pad_token": pad, "model_max_length": rules.length})
     return replace(rules, fixed=True)
@@ -139,7 +140,7 @@ class _Reader:
 
     def __init__(self, folder: Path) -> None:
         text = folder / "textual"
-        self._tokenizer = need("tokenizers", "search").Tokenizer.from_file(str(text / TOKENIZER))
+        self._tokenizer = Tokenizer.from_file(str(text / TOKENIZER))
         about = json.loads((text / _TOKENIZER_CONFIG).read_text(encoding="utf-8"))
         length, pad = about["model_max_length"], about["pad_token"]
         self._tokenizer.enable_padding(length=length, pad_token=pad, pad_id=self._tokenizer.token_to_id(pad))
@@ -151,7 +152,8 @@ class _Reader:
 
 def _open(encoder: DualEncoder, folder: Path) -> Rows:
     """Open both graphs with onnxruntime, and feed them what immich does: clean captions, ids, prepared pixels."""
-    library: Any = need("onnxruntime", "search")
+    import onnxruntime as library
+
     sessions = {
         side: library.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
         for side, name in _GRAPHS.items()

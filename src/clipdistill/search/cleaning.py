@@ -6,7 +6,7 @@ import html
 import string
 from collections.abc import Callable
 
-from clipdistill.errors import SearchError, did_you_mean, need
+from clipdistill.errors import SearchError, did_you_mean
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -25,8 +25,9 @@ def _canonicalize(text: str) -> str:
 
 def _mend(text: str) -> str:
     """Mend text that was decoded wrongly, plain quotes for curly ones, entities of HTML resolved twice."""
-    mended: str = need("ftfy", "search").fix_text(text)
-    return html.unescape(html.unescape(mended)).strip()
+    import ftfy  # few models need it, and it takes a while
+
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
 #: By open_clip's own names.

@@ -37,7 +37,8 @@ def open_graph(path: Path, engine: str, precision: str = "float32", threads: int
 
 def _onnxruntime(path: Path, precision: str, threads: int | None) -> Graph:
     """The file says everything about its precision."""
-    library = need("onnxruntime", "search")
+    import onnxruntime as library  # slow to import, and OpenVINO may be all that is asked for
+
     options = library.SessionOptions()
     options.log_severity_level = 3  # errors alone: the others are about its own rewriting of graphs
     if threads is not None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from clipdistill.errors import SearchError, need
+from clipdistill.errors import SearchError
 from clipdistill.search.cleaning import cleaning
 
 
@@ -51,9 +52,8 @@ class Reader:
 
     def __init__(self, path: Path, rules: TextRules) -> None:
         self.rules = rules
-        tokenizers = need("tokenizers", "search")
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions for every kind of damage
             raise SearchError(f"{path} is not a tokenizer: {error}. Export the model again.") from error
         self._tokenizer.enable_truncation(rules.length, direction=rules.cut_side)
