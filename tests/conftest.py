@@ -9,6 +9,7 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
 
 # No torchvision is built for the CPU torch that the tests use: its operators are not there, and without two of their
@@ -19,3 +20,11 @@ _OPERATORS = torch.library.Library("torchvision", "DEF")
 for _schema in ("nms(Tensor dets, Tensor scores, float iou) -> Tensor", "qnms(Tensor d, Tensor s, float i) -> Tensor"):
     _OPERATORS.define(_schema)
 sys.modules.pop("torchvision", None)
+
+#: What takes longest starts first: else one process would be left with it while the other has nothing more to do.
+_LONG = ("test_several_processes.py", "test_docs.py", "test_embed.py", "test_workers.py", "test_store_damage.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files in front; the order of everything else stays."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
