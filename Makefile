@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_OUT ?= demo
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types bench docs clean
+.PHONY: demo test lint types bench soak docs site wheels clean
 
 demo: $(STAMP)
 	$(BIN)/clipdistill demo --out $(DEMO_OUT)
@@ -23,15 +23,24 @@ types: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/clipdistill bench
 
+soak: $(STAMP)
+	$(BIN)/clipdistill bench search-soak --minutes 30
+
 docs: $(STAMP)
 	$(BIN)/python -m pytest tests/docs
 
+site: $(STAMP)
+	$(BIN)/python -m mkdocs build --strict
+
+wheels: $(STAMP)
+	.ci/wheels $(PYTHONS)
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site dist
 
 # torch goes first and by exact version: a range would fetch a build with gigabytes of GPU libraries.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,serve,milvus,open-clip,data,track,nncf,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,serve,milvus,open-clip,data,track,nncf,docs,dev]'
 	touch $@

@@ -21,8 +21,19 @@ for _schema in ("nms(Tensor dets, Tensor scores, float iou) -> Tensor", "qnms(Te
     _OPERATORS.define(_schema)
 sys.modules.pop("torchvision", None)
 
+from exported_clip import exported  # noqa: E402  # a fixture
+
+__all__ = ["exported"]
+
 #: What takes longest starts first: else one process would be left with it while the other has nothing more to do.
-_LONG = ("test_several_processes.py", "test_docs.py", "test_embed.py", "test_workers.py", "test_store_damage.py")
+_LONG = (
+    "test_several_processes.py",
+    "test_docs.py",
+    "test_notebooks.py",
+    "test_embed.py",
+    "test_workers.py",
+    "test_store_damage.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

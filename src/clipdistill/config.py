@@ -16,12 +16,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from clipdistill.data.views import Augmentation
-from clipdistill.errors import ConfigError, did_you_mean
+from clipdistill.errors import ConfigError, did_you_mean, unreadable_yaml
 from clipdistill.models.presets import StudentSpec
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(%|steps?|epochs?|samples?)?")
-
-
 #: What a teacher is called that is the student's own running average.
 SELF = "self"
 
@@ -311,14 +309,21 @@ def augmentation(overrides: Sequence[str]) -> Augmentation:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"there is no run file {path}. A run file is optional: give every key as key=value instead.")
+        raise ConfigError(_no_run_file(path))
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+        raise ConfigError(unreadable_yaml(path, error)) from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys such as recipe, data and train, found {type(data).__name__}.")
+        raise ConfigError(f"{path}: expected keys such as recipe, data and train, found {data!r:.60}.")
     return data
+
+
+def _no_run_file(path: Path) -> str:
+    if path.is_dir():
+        return f"{path} is a folder, not a run file. Pictures to train on are given as data={path}."
+    hint = did_you_mean(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+    return f"there is no run file {path}.{hint} clipdistill init writes one; or give every key as key=value."
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -352,10 +357,12 @@ def _explain(item: Any, data: Mapping[str, Any]) -> str:
     if item["type"] in ("model_type", "model_attributes_type", "dict_type"):
         example = _EXAMPLES.get(key, f"{key}.name=value")
         return f"{key} has keys of its own, found {item['input']!r}; write for instance {example}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = _PLAIN.get(item["type"]) or item["msg"].removeprefix("Value error, ")
     return f"{key or 'run'}: {message}" + (f" (found {item['input']!r})" if path and "found" not in message else "")
 
 
+#: What pydantic says of a text in more words.
+_PLAIN = {"int_parsing": "expected a whole number", "float_parsing": "expected a number"}
 _EXAMPLES = {
     "student": "student.preset=vit-tiny-16",
     "train": "train.epochs=10",

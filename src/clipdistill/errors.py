@@ -71,6 +71,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"{hint} Known: {', '.join(names) or 'none'}."
 
 
+def unreadable_yaml(path: object, error: Exception) -> str:
+    """Say on one line where a file is no YAML and why; ``error`` is what reading it raised.
+
+    >>> unreadable_yaml("run.yaml", ValueError("a bad byte"))
+    'run.yaml is not readable YAML: a bad byte'
+    """
+    mark, problem, context = (getattr(error, name, None) for name in ("problem_mark", "problem", "context"))
+    if mark is None or problem is None:
+        return f"{path} is not readable YAML: {' '.join(str(error).split())}"
+    context = f" {context}:" if context else ""
+    problem = problem.replace("'<stream end>'", "the end of the file")
+    return f"{path} is not readable YAML: line {mark.line + 1}, column {mark.column + 1},{context} {problem}"
+
+
 def need(package: str, extra: str) -> ModuleType:
     """Import ``package``, or raise a :class:`ConfigError` that names the extra which brings it."""
     try:

@@ -15,9 +15,11 @@ def write_text(path: Path, text: str) -> None:
     try:
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # named by the file that was asked for
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 #: Where everything but results goes: results are the program's output, progress is talk.
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 #: Tell how many units are done so far, and a word on how it goes.
 Advance = Callable[[int, str], None]
@@ -33,6 +32,8 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
 
 @contextmanager
 def _bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # slow to import, and seldom needed
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -334,7 +334,7 @@ def test_a_file_is_not_overwritten(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mix: [", "not YAML"),
+        ("mix: [", "not readable YAML"),
         ("- a", "found list, expected one key 'mix'"),
         ("data: photos\nrecipe: clip", "found the keys data, recipe, expected one key 'mix'"),
         ("mix: []", "expected one key 'mix' with a list"),

@@ -17,7 +17,7 @@ FLOORS = [
     {"algebra", "data"},
     {"models", "search"},
     {"config", "teachers", "evaluation"},
-    {"training", "serve"},
+    {"training", "serve", "machine", "run_file"},
     {"export"},
     {"evidence", "bench", "coming_from"},
     {"cli"},

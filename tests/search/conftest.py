@@ -1,32 +1,14 @@
-"""One small CLIP, exported once, and the model it was made from."""
+"""Pictures of any kind, and their files."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-from clipdistill.export.onnx import export
-from clipdistill.models.huggingface import load
-from models.conftest import MAKERS, TOWER
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """The folder of an exported CLIP (read only), and the model in torch."""
-    root = tmp_path_factory.mktemp("exported")
-    torch.manual_seed(4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TOWER, "num_hidden_layers", 1)  # half the time of an export
-        MAKERS["clip"](root / "model")
-    export(root / "model", root / "onnx", precision="float32")
-    return root / "onnx", load(str(root / "model"))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from clipdistill.algebra.formula import formula, total
 from clipdistill.algebra.nodes import Node
 from clipdistill.algebra.reading import read_term
 from clipdistill.algebra.term import ADAPTERS, GradNorm, Term, spell
-from clipdistill.errors import RecipeError, did_you_mean
+from clipdistill.errors import RecipeError, did_you_mean, unreadable_yaml
 
 RECIPE_KEYS = ("name", "paper", "notes", "terms")
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
@@ -119,7 +119,7 @@ def _load_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not readable YAML: {error}") from error
+        raise RecipeError(unreadable_yaml(path, error)) from error
 
 
 def _read(name: str, data: Any, where: str) -> Recipe:

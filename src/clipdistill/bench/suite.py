@@ -8,15 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipdistill.bench import latency
+from clipdistill.bench import latency, search
 from clipdistill.bench.machine import machine
+from clipdistill.bench.names import NAMES
 from clipdistill.bench.result import Result
 from clipdistill.errors import ConfigError, TrainingError, did_you_mean
 from clipdistill.files import write_text
 from clipdistill.models.bundle import versions
-
-#: One module of this folder each, the quick ones first.
-NAMES = ("precision", "transform", "store", "latency", "step", "loss", "embed-kd", "soak")
 
 
 def run(
@@ -25,10 +23,12 @@ def run(
     tell: Callable[[str], object],
     minutes: float = 10.0,
     towers: Sequence[str] = (),
+    rows: int = search.ROWS,
 ) -> None:
     """Run the benchmarks ``names``, all of them if none is named; ``tell`` each one's text as soon as it is done.
 
-    The soak, which has no end of its own, takes so many ``minutes``; latency is that of ``towers``.
+    A soak, which has no end of its own, takes so many ``minutes``; latency and search are of ``towers``, the latter
+    among so many ``rows``.
 
     ``file`` gets the ratios of all, everything each has measured, the machine and the versions, as JSON.
 
@@ -42,7 +42,9 @@ def run(
             raise ConfigError(f"there is no benchmark '{name}'." + did_you_mean(name, NAMES))
     if file is not None and not file.parent.is_dir():
         raise ConfigError(f"--json {file}: there is no folder {file.parent}. Make it, or name another file.")
-    given = {"soak": minutes, "latency": latency.choose(towers)}
+    given: dict[str, Any] = {"soak": minutes, "search-soak": minutes}
+    given |= {"latency": latency.choose(towers)} if "latency" in chosen else {}
+    given |= {"search": search.choose(towers, rows)} if "search" in chosen else {}
     found: dict[str, Result] = {}
     for name in chosen:
         module = importlib.import_module(f"clipdistill.bench.{name.replace('-', '_')}")
@@ -55,8 +57,12 @@ def run(
 
 
 def as_dict(found: Mapping[str, Result]) -> dict[str, Any]:
-    """The results as one plain object; no two benchmarks have a ratio of the same name."""
+    """The results as one plain object; no two benchmarks have a ratio of the same name.
+
+    Where nothing but the search was measured, its models are also at the top.
+    """
     return {
+        **(found["search"].measured if list(found) == ["search"] else {}),
         "ratios": {name: ratio for result in found.values() for name, ratio in result.ratios.items()},
         "benchmarks": {name: result.measured for name, result in found.items()},
         "machine": machine(),

@@ -7,24 +7,36 @@ from typing import Annotated
 
 import typer
 
+from clipdistill.cli import completion
+
 
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="precision, transform, store, latency, step, loss, embed-kd, soak; all without a name."),
+        typer.Argument(
+            help="precision, transform, store, latency, step, search, loss, embed-kd, search-soak, soak; "
+            "all without a name.",
+            autocompletion=completion.benchmarks,
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the ratios and all that was measured here.")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long the soak kills and resumes runs.")] = 10.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long a soak goes on.")] = 10.0,
     towers: Annotated[
-        list[str] | None, typer.Option(help="Whose latency: a preset, clip-l-14, or all; repeat.")
+        list[str] | None,
+        typer.Option(
+            help="Whose latency and search: a preset, all, clip-l-14 (latency) or clip-b-16 (search); repeat.",
+            autocompletion=completion.presets,
+        ),
     ] = None,
+    rows: Annotated[int, typer.Option(min=1000, help="Rows of the index that search asks.")] = 100_000,
 ) -> None:
     """Measure the program's claims about speed on this machine, as ratios of two ways timed in turn.
 
-    The soak measures no speed: it kills runs at random, resumes them, and compares them with one left in peace.
+    A soak measures no speed: soak kills runs at random, resumes them, and compares them with one left in peace;
+    search-soak checks answers of servers while their index changes.
     """
     from clipdistill.bench.suite import run
 
-    run(names or [], file, lambda text: print(text, flush=True), minutes, towers or [])
+    run(names or [], file, lambda text: print(text, flush=True), minutes, towers or [], rows)

@@ -1,4 +1,4 @@
-"""Verbs of exported models: export and doctor."""
+"""The verb that exports models."""
 
 from __future__ import annotations
 
@@ -76,30 +76,3 @@ def _print_gate(gate: Gate) -> None:
     results.print(table(gate))
     for line in foot(gate):
         results.print(line, markup=False, highlight=False)
-
-
-def doctor(
-    folder: Annotated[Path, typer.Argument(help="A folder that clipdistill export wrote, or a student's.")],
-) -> None:
-    """Examine an exported model or a student, and tell what it says of itself: teacher, licence, metrics, calibration.
-
-    Files of an export are compared with their checksums and its rows with those that the model gave; a student, which
-    needs torch, with its fingerprint.
-    """
-    from clipdistill.search.golden import check_golden
-    from clipdistill.search.papers import describe, is_export, read_papers
-
-    record = read_papers(folder)
-    for line in describe(record):
-        console.print(line, markup=False)
-    if is_export(record):
-        findings = check_golden(folder)
-    else:
-        from clipdistill.models.checking import check_bundle
-
-        findings = check_bundle(folder)
-    for finding in findings:
-        print(finding)
-    if findings:
-        raise typer.Exit(1)
-    console.print(f"{folder}: nothing is wrong", markup=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from clipdistill.cli import completion
 from clipdistill.errors import ConfigError
 from clipdistill.progress import console
 
@@ -24,7 +25,11 @@ def demo(
 def distill(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN.yaml] [KEY=VALUE]...", help="A run file (optional), then overrides."),
+        typer.Argument(
+            metavar="[RUN.yaml] [KEY=VALUE]...",
+            help="A run file (optional), then overrides.",
+            autocompletion=completion.overrides,
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in 'out'.")] = False,
     track: Annotated[
@@ -43,7 +48,11 @@ def distill(
 def plan(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN.yaml] [KEY=VALUE]...", help="A run file (optional), then overrides."),
+        typer.Argument(
+            metavar="[RUN.yaml] [KEY=VALUE]...",
+            help="A run file (optional), then overrides.",
+            autocompletion=completion.overrides,
+        ),
     ] = None,
     gpus: Annotated[str, typer.Option(help="Numbers of processes, one GPU each.")] = "1,2,4,8,16,32,64",
     bandwidth: Annotated[float, typer.Option(min=1e-3, help="GB/s between processes.")] = 10.0,

@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 from clipdistill.config import EvaluateConfig, RunConfig, apply_override, make_run
-from clipdistill.errors import ConfigError, did_you_mean
+from clipdistill.errors import ConfigError, did_you_mean, unreadable_yaml
 from clipdistill.evidence.claims import Claim, Names, read_claims
 from clipdistill.evidence.grid_runs import (
     check_teachers,
@@ -137,7 +137,7 @@ def load_grid(source: str, overrides: Sequence[str] = (), seeds: int | None = No
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+        raise ConfigError(unreadable_yaml(path, error)) from error
     return make_grid(data, overrides, seeds, source)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from importlib.abc import MetaPathFinder
 from types import ModuleType
 
 from clipdistill.errors import ModelError
@@ -19,10 +18,11 @@ from clipdistill.errors import ModelError
 _broken: list[Exception] = []
 
 
-class _Watch(MetaPathFinder):
-    """Waits for the first import of transformers: until then torchvision, and so torch, need not be imported.
+class _Watch:
+    """A finder that waits for the first import of transformers: until then torchvision, and torch, are not needed.
 
-    Where transformers came before this package, it waits for the first module of models.
+    Where transformers came before this package, it waits for the first module of models. It has no base class:
+    importlib.abc, where that is, would be the slowest import of the command line.
     """
 
     def __init__(self) -> None:

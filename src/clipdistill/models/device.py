@@ -11,12 +11,17 @@ from torch.nn import functional as F
 
 from clipdistill.errors import ConfigError
 
+#: What can be asked for; ``meta`` computes nothing.
+_DEVICES = ("cpu", "cuda", "mps", "meta")
+
 
 def choose_device(name: str) -> torch.device:
     """Read ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; raises ConfigError for a device that is not there."""
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)
+    if name.partition(":")[0] not in _DEVICES:
+        raise ConfigError(f"device={name} is unknown. Expected auto, cpu, cuda, cuda:1 (the second GPU) or mps.")
     try:
         torch.empty(1, device=name)
         return torch.device(name)

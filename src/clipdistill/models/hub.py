@@ -54,7 +54,7 @@ def model_folder(uri: str, weights: bool = True) -> Path:
         return path / "student" if _is_model(path / "student") else path
     if path.exists():
         raise ModelError(f"{path} is a file; expected a model folder with config.json and weights in it.")
-    if uri.startswith("file:") or not _is_hub_name(uri):
+    if uri.startswith("file:") or not is_hub_name(uri):
         raise ModelError(
             f"no model folder at {path} (looked from {Path.cwd()}). Give a folder written by save_pretrained, "
             "or a hub name such as hf:openai/clip-vit-base-patch32."
@@ -92,11 +92,11 @@ def checkpoint_file(uri: str) -> Path | None:
 
 def _modelscope_folder(name: str, weights: bool) -> Path:
     """Return the folder of a model of ModelScope: from its cache, else fetched if its package is installed."""
-    if not _is_hub_name(name):
+    if not is_hub_name(name):
         raise ModelError(f"'ms:{name}' is no name on ModelScope. Expected for instance ms:damo/{_EXAMPLE}.")
     if cached := _in_modelscope_cache(name, weights):
         return cached
-    reason = f"it is not in ModelScope's cache ({_modelscope_cache()})"
+    reason = f"it is not in ModelScope's cache ({modelscope_cache()})"
     if constants.HF_HUB_OFFLINE:
         reason += ", and HF_HUB_OFFLINE is set"
     elif importlib.util.find_spec("modelscope") is None:
@@ -114,7 +114,8 @@ def _modelscope_folder(name: str, weights: bool) -> Path:
     )
 
 
-def _modelscope_cache() -> Path:
+def modelscope_cache() -> Path:
+    """The folder in which ModelScope keeps what it has fetched."""
     given = os.environ.get("MODELSCOPE_CACHE")
     return Path(given).expanduser() if given else Path.home() / ".cache" / "modelscope"
 
@@ -123,7 +124,7 @@ def _in_modelscope_cache(name: str, weights: bool) -> Path | None:
     """Look where ModelScope's releases put models: ``owner/name``, ``models/owner--name/snapshots/revision``, ..."""
     owner, _, title = name.partition("/")
     for room in ("models", "hub/models", "hub", "."):
-        place = _modelscope_cache() / room
+        place = modelscope_cache() / room
         snapshots = sorted((place / f"{owner}--{title}" / "snapshots").glob("*"), key=_modified, reverse=True)
         for folder in (place / owner / title.replace(".", "___"), place / owner / title, *snapshots):
             wanted = _WEIGHTS if weights else ("*.json",)
@@ -136,7 +137,8 @@ def _modified(folder: Path) -> float:
     return folder.stat().st_mtime
 
 
-def _is_hub_name(uri: str) -> bool:
+def is_hub_name(uri: str) -> bool:
+    """Tell whether a text has the form of a hub's names, ``org/name``."""
     parts = uri.split("/")
     return len(parts) == 2 and all(parts) and parts[0] not in {".", "..", "~"} and ":" not in uri
 

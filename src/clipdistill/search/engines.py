@@ -41,6 +41,8 @@ def _onnxruntime(path: Path, precision: str, threads: int | None) -> Graph:
 
     options = library.SessionOptions()
     options.log_severity_level = 3  # errors alone: the others are about its own rewriting of graphs
+    # Its threads would go on turning for a while after each query, at the cost of everything else that a search does.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

@@ -67,6 +67,10 @@ class Runtime:
         ]
         return self._joined(rows)
 
+    def prepared(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Embed at most a batch of pictures that :attr:`transform` has prepared: ``float32 [B, D]``."""
+        return self._image_graph(inputs)
+
     def texts(self, captions: Sequence[str]) -> NDArray[np.float32]:
         """Embed captions: ``float32 [N, D]``, rows of unit length.
 

@@ -29,7 +29,7 @@ from clipdistill.models.licences import Link, as_card
 from clipdistill.progress import console, progress
 from clipdistill.training import checkpoint, run_folder, trackers
 from clipdistill.training.checks import check_ranks, check_tasks
-from clipdistill.training.origins import tell_licences
+from clipdistill.training.origins import space_of, tell_licences
 from clipdistill.training.preflight import count, preflight, raise_unless_finite
 from clipdistill.training.pruning import Pruning
 from clipdistill.training.ranks import Ranks, joined
@@ -320,6 +320,7 @@ def _finish(setup: Setup, folder: Path, state: State, origins: list[Link]) -> No
     card = {
         "name": folder.name,
         "teachers": config.teachers,
+        "space": space_of(setup.recipe, setup.student.width, setup.teachers, config.teachers),
         "recipe": setup.recipe.to_dict(),
         "data": {"uri": config.data, "unpaired": config.unpaired, "fingerprint": setup.fingerprint},
         "training": {

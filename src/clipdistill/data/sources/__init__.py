@@ -100,7 +100,8 @@ def pairs(uri: str | Path) -> Source:
     if path.is_file():
         refuse_links(path, columns)
         return from_samples(read_table(path, columns), text)
-    raise DataError(f"{path}: there is no such file or folder.{_closest(path)} Data can be {'; '.join(KINDS)}.")
+    near = _closest(path)
+    raise DataError(f"{path}: there is no such file or folder." + (near or f" Data can be {'; '.join(KINDS)}."))
 
 
 def _refuse_others(choices: dict[str, str], allowed: set[str], uri: str) -> None:

@@ -32,7 +32,7 @@ import yaml
 from clipdistill.data.samples import Sample, Source, gives, key64
 from clipdistill.data.sources.listed import Samples
 from clipdistill.data.sources.tables import read_text
-from clipdistill.errors import DataError
+from clipdistill.errors import DataError, unreadable_yaml
 
 MIX_SUFFIXES = (".yaml", ".yml")
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")
@@ -161,7 +161,7 @@ def read_mix(path: Path) -> list[Part]:
     try:
         told = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise DataError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        raise DataError(unreadable_yaml(path, error)) from error
     entries = told.get("mix") if isinstance(told, dict) and set(told) == {"mix"} else None
     if not isinstance(entries, list) or not entries:
         found = f"the keys {', '.join(map(str, told))}" if isinstance(told, dict) else type(told).__name__

@@ -42,19 +42,19 @@ def is_clip_retrieval(path: Path) -> bool:
 
 def read_clip_retrieval(path: Path, choice: Choice) -> Foreign:
     """Open such a folder; raises StoreError for arrays and tables that do not fit each other."""
-    partitions = _partitions(path)
-    names = need("pyarrow.parquet", "train").read_schema(partitions[0].table).names
-    column = _id_column(partitions[0].table, names, choice.id_column)
-    sides = {side for partition in partitions for side in partition.arrays}
+    parts = partitions(path)
+    names = need("pyarrow.parquet", "train").read_schema(parts[0].table).names
+    column = _id_column(parts[0].table, names, choice.id_column)
+    sides = {side for partition in parts for side in partition.arrays}
     by_caption = CAPTION in names and "text" in sides
     if column is None and (not by_caption or "image" in sides):
         raise StoreError(
-            f"{partitions[0].table}: no column of ids. Found: {', '.join(names)}. "
+            f"{parts[0].table}: no column of ids. Found: {', '.join(names)}. "
             f"Expected one of: {', '.join(ID_COLUMNS)}. Choose one with --id COLUMN."
         )
-    total = sum(partition.rows * len(partition.arrays) for partition in partitions)
+    total = sum(partition.rows * len(partition.arrays) for partition in parts)
     foreign = Foreign(LAYOUT, iter(()), total, "rows", "caption" if by_caption else "id")
-    foreign.blocks = _blocks(partitions, column, foreign)
+    foreign.blocks = _blocks(parts, column, foreign)
     return foreign
 
 
@@ -64,21 +64,22 @@ def _id_column(table: Path, names: list[str], chosen: str | None) -> str | None:
     return chosen or next((name for name in ID_COLUMNS if name in names), None)
 
 
-def _partitions(path: Path) -> list[Partition]:
+def partitions(path: Path) -> list[Partition]:
+    """The tables of a folder with their arrays, in order; raises StoreError for what does not fit together."""
     found: dict[str, dict[str, Path]] = {}
     for side, folder in SIDES:
         for file in (path / folder).glob("*.npy"):
             found.setdefault(_number(file), {})[side] = file
     if not found:
         raise StoreError(f"{path}: there are no .npy files in {' or '.join(folder for _, folder in SIDES)}.")
-    partitions = [_partition(path, number, found[number]) for number in sorted(found, key=int)]
-    sides = {tuple(sorted(partition.arrays)) for partition in partitions}
+    parts = [_partition(path, number, found[number]) for number in sorted(found, key=int)]
+    sides = {tuple(sorted(partition.arrays)) for partition in parts}
     if len(sides) > 1:
-        lone = min(partitions, key=lambda partition: len(partition.arrays))
+        lone = min(parts, key=lambda partition: len(partition.arrays))
         raise StoreError(
             f"{path}: partition {lone.number} has {' and '.join(lone.arrays)} rows only, others have both."
         )
-    return partitions
+    return parts
 
 
 def _number(file: Path) -> str:
@@ -103,11 +104,11 @@ def _partition(path: Path, number: str, arrays: dict[str, Path]) -> Partition:
     return Partition(number, arrays, table, rows)
 
 
-def _blocks(partitions: list[Partition], column: str | None, foreign: Foreign) -> Iterator[Block]:
+def _blocks(parts: list[Partition], column: str | None, foreign: Foreign) -> Iterator[Block]:
     done = 0
-    for partition in partitions:
+    for partition in parts:
         arrays = {side: load_rows(file) for side, file in partition.arrays.items()}
-        for start, table in _tables(partition.table, [name for name in (column, CAPTION) if name]):
+        for start, table in tables(partition.table, [name for name in (column, CAPTION) if name]):
             stop = start + table.num_rows
             for side, rows in arrays.items():
                 done += table.num_rows
@@ -116,7 +117,7 @@ def _blocks(partitions: list[Partition], column: str | None, foreign: Foreign) -
                 yield Block("image" if side == "image" else "text", keys, rows[start:stop], origin, done)
 
 
-def _tables(path: Path, columns: list[str]) -> Iterator[tuple[int, Any]]:
+def tables(path: Path, columns: list[str]) -> Iterator[tuple[int, Any]]:
     """Read some columns of a table piece by piece, each with the number of its first row."""
     file = need("pyarrow.parquet", "train").ParquetFile(path)
     wanted = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
