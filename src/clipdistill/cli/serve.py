@@ -80,7 +80,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = (error.strerror or str(error)).split(" (")[0].lower()
         raise ConfigError(f"{host}:{port} cannot be listened on ({reason}). Take another --port; 0 is any.") from error
-    # asyncio does so only for sockets that say that they are of TCP; without it an answer waits 40 ms for a client's ACK.
+    # asyncio does so only for sockets that say they are of TCP; without it an answer waits 40 ms for a client's ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
