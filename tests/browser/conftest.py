@@ -113,7 +113,7 @@ def calibrated(folder: Path) -> tuple[str, str]:
 @contextmanager
 def serving(searchers: dict[str, Searcher], settings: Settings) -> Iterator[str]:
     """Run the server in a thread; gives its address."""
-    config = uvicorn.Config(create_app(searchers, settings), port=0, log_level="error", ws="none")
+    config = uvicorn.Config(create_app(searchers, settings), port=0, log_config=None, log_level="error", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

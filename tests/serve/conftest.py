@@ -55,7 +55,7 @@ def gallery(exported: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory
 def running(searchers: Mapping[str, Searcher], **settings: Any) -> Iterator[httpx.Client]:
     """A real server in a thread, and a client of it; its searchers are closed in the end."""
     app = create_app(searchers, Settings(**settings))
-    config = uvicorn.Config(app, port=0, log_level="error", access_log=False, server_header=False)
+    config = uvicorn.Config(app, port=0, log_config=None, log_level="error", access_log=False, server_header=False)
     socket = config.bind_socket()
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([socket],))

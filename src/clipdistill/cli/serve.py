@@ -60,6 +60,7 @@ def serve(
         app,
         host=host,
         port=port,
+        log_config=None,  # its own would close the handlers of everything else in this process
         log_level="warning",
         access_log=False,  # what people search for is theirs
         server_header=False,
