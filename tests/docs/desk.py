@@ -44,6 +44,8 @@ def small(words: list[str]) -> list[str]:
         return SMALL_SIZED
     if words[0] in ("distill", "plan"):
         return SMALL
+    if words[0] == "export" and not {"--precision", "--layout"} & set(words):
+        return ["--precision", "float32"]  # the gate has tests of its own
     if words[0] == "compare" and ("--recipes" in words or words[1].endswith(".yaml")):
         return SMALL
     return SMALL_GRID if words[0] == "compare" and "--grid" in words else []

@@ -18,6 +18,7 @@ import pytest
 
 from clipdistill.errors import ConfigError
 from clipdistill.serve.buckets import Buckets
+from clipdistill.serve.failures import log
 from clipdistill.serve.keys import Keys, new_key
 from clipdistill.serve.settings import is_loopback, own_names, read_origin, read_rate
 
@@ -272,6 +273,7 @@ def test_nothing_is_said_of_what_goes_wrong_inside(
 
     house = client.app.state.house  # type: ignore[attr-defined]
     monkeypatch.setattr(house.searchers["photos"], "search", fail)
+    monkeypatch.setattr(log, "disabled", False)  # as a library that configures logging for itself may have left it
     answer = client.post("/api/search", json=QUESTION)
     assert kind(answer) == (500, "server_error")
     assert "secret" not in answer.text
