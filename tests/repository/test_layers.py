@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,15 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 def test_every_room_has_its_floor() -> None:
     assert {room(path) for path in FILES} <= set(FLOOR)
+
+
+def test_the_documented_house_is_this_one() -> None:
+    page = (PACKAGE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = page.split("```text\n")[1].split("```")[0].splitlines()
+    assert [set(line.split()) for line in reversed(drawn)] == FLOORS[:-1]
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == set(
+        re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
