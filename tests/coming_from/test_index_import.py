@@ -20,12 +20,12 @@ from clipdistill.coming_from import index_filling, index_rows
 from clipdistill.coming_from.index import import_index
 from clipdistill.coming_from.index_rows import open_rows
 from clipdistill.data.images import content_hash
-from clipdistill.data.sources import pairs
 from clipdistill.errors import SearchError, StoreError
 from clipdistill.search.index import Index
 from clipdistill.search.runtime import Runtime
 from clipdistill.search.sync import sync
 from clipdistill.teachers.embed import embed
+from drawn_pictures import draw_pictures
 
 COUNT = 20
 
@@ -33,15 +33,7 @@ COUNT = 20
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn pictures with captions and labels, in files of their own."""
-    folder, source = tmp_path_factory.mktemp("photos"), pairs(f"scenes:train?n={COUNT}")
-    lines = []
-    for place in range(COUNT):
-        picture = source[place].picture
-        assert isinstance(picture, np.ndarray)
-        Image.fromarray(picture).save(folder / f"{place}.png")
-        lines.append(json.dumps({"file_name": f"{place}.png", "text": source[place].captions[0]}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
+    return draw_pictures(tmp_path_factory.mktemp("drawn") / "photos", f"scenes:train?n={COUNT}")
 
 
 @pytest.fixture(scope="module")

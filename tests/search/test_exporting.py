@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
-from PIL import Image
 
 from clipdistill.coming_from.index import import_index
-from clipdistill.data.sources import pairs
 from clipdistill.errors import SearchError
 from clipdistill.search import exporting
 from clipdistill.search.build import build_index
 from clipdistill.search.exporting import export_index
 from clipdistill.search.index import Index
+from drawn_pictures import draw_pictures
 
 COLUMNS = ["hash", "location", "caption", "tags", "width", "height", "thumbnail"]
 
@@ -25,15 +24,7 @@ COLUMNS = ["hash", "location", "caption", "tags", "width", "height", "thumbnail"
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn pictures with captions, in files of their own."""
-    folder, source = tmp_path_factory.mktemp("photos"), pairs("scenes:train?n=30")
-    lines = []
-    for place in range(len(source)):
-        picture = source[place].picture
-        assert isinstance(picture, np.ndarray)
-        Image.fromarray(picture).save(folder / f"{place}.png")
-        lines.append(json.dumps({"file_name": f"{place}.png", "text": source[place].captions[0]}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
+    return draw_pictures(tmp_path_factory.mktemp("drawn") / "photos", "scenes:train?n=30")
 
 
 @pytest.fixture(scope="module")

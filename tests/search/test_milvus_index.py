@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from clipdistill.cli import main
-from clipdistill.data.sources import pairs
 from clipdistill.search.build import build_index
 from clipdistill.search.checking import check
 from clipdistill.search.filters import Filter
@@ -22,6 +21,7 @@ from clipdistill.search.query import Options, Query
 from clipdistill.search.runtime import Runtime
 from clipdistill.search.searcher import Searcher
 from clipdistill.search.sync import rebuild, sync
+from drawn_pictures import draw_pictures
 
 QUERIES = ["a red circle", "two dogs", "犬", "a big green square"]
 FILTERS = [None, "caption contains 'a'", "not (id = '3.png' or width < 10)", "tags has nothing"]
@@ -29,15 +29,7 @@ FILTERS = [None, "caption contains 'a'", "not (id = '3.png' or width < 10)", "ta
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, source = tmp_path_factory.mktemp("photos"), pairs("scenes:train?n=48")
-    lines = []
-    for place in range(len(source)):
-        picture = source[place].picture
-        assert isinstance(picture, np.ndarray)
-        Image.fromarray(picture).save(folder / f"{place}.png")
-        lines.append(json.dumps({"file_name": f"{place}.png", "text": source[place].captions[0]}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
+    return draw_pictures(tmp_path_factory.mktemp("drawn") / "photos", "scenes:train?n=48")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,34 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import uvicorn
-from PIL import Image
 
-from clipdistill.data.sources import pairs
 from clipdistill.search.build import build_index
 from clipdistill.search.searcher import Searcher
 from clipdistill.serve.app import create_app
 from clipdistill.serve.settings import Settings
+from drawn_pictures import draw_pictures
 from search.conftest import picture, png
 
-__all__ = ["picture", "png"]  # fixtures
+__all__ = ["draw_pictures", "picture", "png"]  # fixtures
 
 Serve = Callable[..., Any]
-
-
-def draw_pictures(folder: Path, uri: str) -> None:
-    """Write drawn pictures with captions and locations as a folder that can be indexed."""
-    folder.mkdir(parents=True)
-    source = pairs(uri)
-    lines = []
-    for place in range(len(source)):
-        sample = source[place]
-        assert isinstance(sample.image, np.ndarray)
-        Image.fromarray(sample.image).save(folder / f"{place}.png")
-        lines.append(json.dumps({"file_name": f"{place}.png", "text": sample.captions[0]}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
 @pytest.fixture(scope="session")

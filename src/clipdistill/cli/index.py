@@ -31,18 +31,19 @@ Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes that embed, of one thread each; 0 does it in this one.")
 ]
 
+Engine = Annotated[str | None, typer.Option(help="milvus://HOST:PORT/COLLECTION keeps the rows in a cluster.")]
+Width = Annotated[int | None, typer.Option(min=1, help="Search by so many dimensions, and compare the best by all.")]
+Model = Annotated[Path, typer.Option(help="A folder that clipdistill export wrote.")]
+Out = Annotated[Path, typer.Option(help="Folder for the index.")]
+
 
 @app.command()
 def make(
     source: Annotated[str, typer.Argument(help="Pictures: anything docs/data.md names.")],
-    model: Annotated[Path, typer.Option(help="A folder that clipdistill export wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder for the index.")],
-    engine: Annotated[
-        str | None, typer.Option(help="milvus://HOST:PORT/COLLECTION keeps the rows in a cluster.")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(min=1, help="Search by so many dimensions, and compare the best by all.")
-    ] = None,
+    model: Model,
+    out: Out,
+    engine: Engine = None,
+    width: Width = None,
     workers: Workers = None,
 ) -> None:
     """Embed pictures into an index; the word make can be left out. Stop at any time, and go on with the same command.
@@ -87,10 +88,8 @@ def check(index: Folder) -> None:
 @app.command()
 def rebuild(
     index: Folder,
-    model: Annotated[Path, typer.Option(help="A folder that clipdistill export wrote.")],
-    width: Annotated[
-        int | None, typer.Option(min=1, help="Search by so many dimensions, and compare the best by all.")
-    ] = None,
+    model: Model,
+    width: Width = None,
     workers: Workers = None,
 ) -> None:
     """Embed all pictures with another model, beside what is searched, and go over to that when it is complete."""
@@ -121,13 +120,9 @@ def calibrate(
 def import_rows(
     rows: Annotated[Path, typer.Argument(help="A store, a clip-retrieval folder, or an array with its table.")],
     model: Annotated[Path, typer.Option(help="The exported folder of the model that made the rows.")],
-    out: Annotated[Path, typer.Option(help="Folder for the index.")],
-    engine: Annotated[
-        str | None, typer.Option(help="milvus://HOST:PORT/COLLECTION keeps the rows in a cluster.")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(min=1, help="Search by so many dimensions, and compare the best by all.")
-    ] = None,
+    out: Out,
+    engine: Engine = None,
+    width: Width = None,
     data: Annotated[
         str | None, typer.Option(help="The pictures that were embedded: for ids, captions, thumbnails, and a sync.")
     ] = None,
