@@ -57,7 +57,7 @@ def import_index(
         filling = Filling(embedded, runtime, table, manifest, pictures, root, trusted)
         filling.run()
         _tell(folder, filling)
-        made = publish(table, manifest, folder, runtime)
+        made = publish(table, table.publish(), manifest, folder, runtime)
         table.close()
         return finish(made, folder, runtime)
 

@@ -65,7 +65,7 @@ def fill(manifest: Manifest, folder: Path, source: Source, runtime: Runtime, wor
     changes = bring_up_to_date(table, manifest, source, root, runtime.folder, many)
     check_any(changes, source)
     before = Manifest.read(folder) if (folder / MANIFEST).exists() else None
-    fresh = publish(table, replace(manifest, unreadable=changes.unreadable), folder, runtime, before)
+    fresh = publish(table, table.publish(), replace(manifest, unreadable=changes.unreadable), folder, runtime, before)
     table.close()
     return finish(fresh, folder, runtime)
 

@@ -13,7 +13,7 @@ from clipdistill.progress import console
 from clipdistill.search.index import Index
 from clipdistill.search.manifest import PENDING, Effort, Manifest, Retired
 from clipdistill.search.runtime import Runtime
-from clipdistill.search.table import Table
+from clipdistill.search.table import Published, Table
 from clipdistill.search.tables import open_table
 from clipdistill.search.tuning import GOAL, questions, tune
 
@@ -22,14 +22,18 @@ SECONDS_KEPT = 3600.0
 
 
 def publish(
-    table: Table, manifest: Manifest, folder: Path, runtime: Runtime | None, before: Manifest | None = None
+    table: Table,
+    made: Published,
+    manifest: Manifest,
+    folder: Path,
+    runtime: Runtime | None,
+    before: Manifest | None = None,
 ) -> Manifest:
-    """Compact and index what was written to ``table``, tune the search, and let readers see it.
+    """Tune the search of what ``table`` has ``made`` by its own publishing, and let readers see it.
 
     ``before`` is what was published until now, if anything was. Without a ``runtime`` (where the model is not at hand)
     the effort stays as it was tuned last. Whoever calls holds the lock. Returns the manifest that was written.
     """
-    made = table.publish()
     fresh = replace(manifest, snapshot=made.snapshot, version=before.version + 1 if before else 1, packages=_packages())
     reader = open_table(fresh, folder)
     fresh = replace(fresh, count=reader.count(), retired=_retired(before, time.time()))

@@ -44,7 +44,7 @@ def sync(index: Index, workers: int | None = None, allow_deletes: bool = False) 
         changes = bring_up_to_date(table, before, source, root, runtime.folder, many, allow_deletes)
         made = table.publish()
         if changes or made.snapshot != before.snapshot:  # an earlier run may have written, and then been stopped
-            publish(table, replace(before, unreadable=changes.unreadable), folder, runtime, before)
+            publish(table, made, replace(before, unreadable=changes.unreadable), folder, runtime, before)
         table.close()
     return changes
 
