@@ -54,9 +54,19 @@ def test_a_store_has_the_licence_of_its_model_and_self_has_none(
     assert as_card(links)["licence"] == "mit"
     assert capsys.readouterr().err == ""
     shutil.rmtree(free)
-    (gone,) = tell_licences(stored, quiet=True)
-    assert gone.licence == "unknown"
-    assert capsys.readouterr().err == ""
+    assert tell_licences(stored) == links, "the store is given away without its model"
+
+
+def test_a_store_that_does_not_know_its_licence_asks_the_model(teacher: Path, tmp_path: Path) -> None:
+    bare = licensed(teacher, tmp_path / "bare", "other")
+    (bare / "README.md").unlink()
+    embed("scenes:train?n=8", str(bare), tmp_path / "store", workers=0)
+    config = tiny_run(tmp_path / "run", recipe="clip-kd-fd", teachers={"T": str(tmp_path / "store")})
+    (told,) = tell_licences(config, quiet=True)
+    assert told.licence == "unknown"
+    (bare / "README.md").write_text("---\nlicense: apple-amlr\n---\n")
+    (told,) = tell_licences(config, quiet=True)
+    assert (told.licence, told.use) == ("apple-amlr", "research only")
 
 
 WIDE = {**TINY, "embed_dim": 24}

@@ -35,7 +35,7 @@ class Scope:
     batches: Sequence[int] = (4096, 8192, 16384, 32768, 65536)
     width: int = 512
     recipes: Sequence[str] = ("clip", "clip-kd")
-    seconds: float = 300.0
+    seconds: float = 600.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipdistill.bench import latency, search
+from clipdistill.bench import latency, loss, search
 from clipdistill.bench.machine import machine
 from clipdistill.bench.names import NAMES
 from clipdistill.bench.result import Result
@@ -27,8 +27,8 @@ def run(
 ) -> None:
     """Run the benchmarks ``names``, all of them if none is named; ``tell`` each one's text as soon as it is done.
 
-    A soak, which has no end of its own, takes so many ``minutes``; latency and search are of ``towers``, the latter
-    among so many ``rows``.
+    A soak, which has no end of its own, takes so many ``minutes``, and the loss no more; latency and search are of
+    ``towers``, the latter among so many ``rows``.
 
     ``file`` gets the ratios of all, everything each has measured, the machine and the versions, as JSON.
 
@@ -42,7 +42,7 @@ def run(
             raise ConfigError(f"there is no benchmark '{name}'." + did_you_mean(name, NAMES))
     if file is not None and not file.parent.is_dir():
         raise ConfigError(f"--json {file}: there is no folder {file.parent}. Make it, or name another file.")
-    given: dict[str, Any] = {"soak": minutes, "search-soak": minutes}
+    given: dict[str, Any] = {"soak": minutes, "search-soak": minutes, "loss": loss.Scope(seconds=60 * minutes)}
     given |= {"latency": latency.choose(towers)} if "latency" in chosen else {}
     given |= {"search": search.choose(towers, rows)} if "search" in chosen else {}
     found: dict[str, Result] = {}

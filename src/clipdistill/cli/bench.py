@@ -22,7 +22,7 @@ def bench(
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the ratios and all that was measured here.")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long a soak goes on.")] = 10.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long a soak goes on, and the loss at most.")] = 10.0,
     towers: Annotated[
         list[str] | None,
         typer.Option(

@@ -22,6 +22,7 @@ from clipdistill.models.bundle import versions
 from clipdistill.models.device import choose_device, choose_precision, make_autocast
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.huggingface import load
+from clipdistill.models.licences import chain
 from clipdistill.progress import Advance, console, progress
 from clipdistill.teachers.job import Job, begin, done, look_at
 from clipdistill.teachers.manifest import FOLDERS, MANIFEST, Data, Manifest, Model, ViewPlan, read_records
@@ -266,5 +267,6 @@ def _finish(job: Job) -> EmbeddingStore | None:
         views=job.views,
         precision=job.precision,
         packages=versions(),
+        licences=tuple(chain([("teacher", settings["model"]["uri"])])),
     )
     return finish(job.folder, manifest)

@@ -17,6 +17,7 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from clipdistill.data.views import Augmentation
 from clipdistill.errors import StoreError
+from clipdistill.models.licences import Link
 
 FORMAT, VERSION = "clipdistill store", 1
 MANIFEST = "manifest.json"
@@ -94,8 +95,9 @@ class Manifest:
     """Everything about a store but its rows.
 
     ``scale`` and ``bias`` are the model's logit scale (a multiplier) and bias, ``transform`` what it does to a picture,
-    ``precision`` what it computed in. ``sides`` and ``skipped``, the number of pictures left out, are filled in by
-    :func:`clipdistill.teachers.store.finish`; before, ``sides`` need only say what is not found by its usual key.
+    ``precision`` what it computed in, ``licences`` its own and those of what it was made from. ``sides`` and
+    ``skipped``, the number of pictures left out, are filled in by :func:`clipdistill.teachers.store.finish`; before,
+    ``sides`` need only say what is not found by its usual key.
     """
 
     model: Model
@@ -110,6 +112,7 @@ class Manifest:
     sides: dict[str, Side] = field(default_factory=dict)
     skipped: int = 0
     packages: dict[str, str] = field(default_factory=dict)
+    licences: tuple[Link, ...] = ()
 
     def to_json(self) -> str:
         """Write it as JSON, with the name and version of the format first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from clipdistill.algebra.nodes import CLASSES, LOGITS, Node
 from clipdistill.algebra.recipe import Recipe
@@ -19,24 +20,31 @@ def tell_licences(config: RunConfig, quiet: bool = False) -> list[Link]:
 
     One of several processes is ``quiet``.
     """
-    links = chain(dict.fromkeys(_models(config)))
+    links = list(dict.fromkeys(_links(config)))
     for line in [] if quiet else warnings(links):
         console.print(line, markup=False)
     return links
 
 
-def _models(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Every model with what it is to the student; of a store, the model that it was made with."""
+def _links(config: RunConfig) -> Iterator[Link]:
+    """The licences of every model that the student learns or starts from."""
     for letter, uri in sorted(config.teachers.items()):
-        if uri == SELF:
-            continue
         if is_store(uri):
-            uri = open_teacher_store(uri)[0].manifest.model.uri or f"{UNKNOWN}, as {uri}"
-        yield f"teacher {letter}", uri
+            yield from _of_store(uri, letter)
+        elif uri != SELF:
+            yield from chain([(f"teacher {letter}", uri)])
     if config.student.pretrained:
-        yield "started from", config.student.pretrained
+        yield from chain([("started from", config.student.pretrained)])
     if config.student.inherit_from:
-        yield "weights from", config.student.inherit_from
+        yield from chain([("weights from", config.student.inherit_from)])
+
+
+def _of_store(uri: str, letter: str) -> list[Link]:
+    """The licences of the model that a store was made with: as it says, or else as the model says today."""
+    manifest = open_teacher_store(uri)[0].manifest
+    if manifest.licences and manifest.licences[0].licence != UNKNOWN:
+        return [replace(link, role=link.role.replace("teacher", f"teacher {letter}", 1)) for link in manifest.licences]
+    return chain([(f"teacher {letter}", manifest.model.uri or f"{UNKNOWN}, as {uri}")])
 
 
 def space_of(recipe: Recipe, width: int, teachers: Sequence[Teacher], uris: Mapping[str, str]) -> dict[str, str] | None:
