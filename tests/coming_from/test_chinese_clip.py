@@ -177,6 +177,15 @@ def test_what_deserves_a_word_gets_a_line(split: Path, words: str, remark: str) 
     assert sum(remark in line for line in remarks) == 1
 
 
+def test_the_batch_is_that_of_each_process_as_there(split: Path) -> None:
+    words = [f"--train-data={split}", "--resume=m", "--batch-size=3", "--accum-freq=2", "--max-epochs=4"]
+    alone, four = translate(words), translate(words, processes=4)
+    assert {"train.batch_size=6", "train.steps=16"} <= set(alone.overrides)  # 25 pairs: 9 batches, 4 updates
+    assert {"train.batch_size=24", "train.steps=4"} <= set(four.overrides)  # 3 batches of all together, 1 update
+    assert any("torchrun --nproc-per-node N" in line for line in alone.remarks)
+    assert any("each of 4 processes, as there: 24 together" in line for line in four.remarks)
+
+
 def test_pictures_without_a_text_are_told_and_allowed(tmp_path: Path) -> None:
     split = write_chinese_clip(tmp_path / "train", "scenes:train?n=12")
     lines = (tmp_path / "train_texts.jsonl").read_text().splitlines()
@@ -270,7 +279,7 @@ def test_the_whole_way_from_their_command_to_a_report(
     assert main(["chinese-clip", *words]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("clipdistill distill recipe=chinese-clip-kd ")
-    assert "--gather-with-grad has no effect: always exact here" in printed.err
+    assert "--gather-with-grad has no effect: gradients are always those of the whole" in printed.err
     report = json.loads((tmp_path / "tuned" / "report.json").read_text())
     for name in ("teacher", "student"):
         assert {"image_to_image_mAP", "text_to_image_R@1"} <= set(report["models"][name]["metrics"])

@@ -129,7 +129,7 @@ def import_rows(
     id_column: Annotated[str | None, typer.Option("--id", help="The column of ids.")] = None,
     unchecked: Annotated[bool, typer.Option("--unchecked", help="Take it on trust that the model made them.")] = False,
 ) -> None:
-    """Make an index of pictures that were embedded before, without embedding them again; docs/search-index.md.
+    """Make an index of pictures that were embedded before, without embedding them again; docs/search-index-exchange.md.
 
     For instance: clipdistill index import stores/student --model exported/student --out photos.index
     """

@@ -32,12 +32,14 @@ def search(
     like: Annotated[list[str] | None, typer.Option(help="The id of a picture of the index: more like it.")] = None,
     away: Annotated[list[str] | None, typer.Option("--not", help="A text to lead away from, with weight 0.5.")] = None,
     where: Annotated[str | None, typer.Option(help="A filter, as: tags has beach and width >= 1024")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="So many hits.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Number of hits.")] = 10,
     min_precision: Annotated[
         float | None, typer.Option(help="Only hits that are a match with this probability, as 0.9.")
     ] = None,
     distinct: Annotated[bool, typer.Option("--distinct", help="Leave out copies of a better hit.")] = False,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare every picture.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare every row, not through the approximate index.")
+    ] = False,
     model: Annotated[
         Path | None, typer.Option(help="The model, if it has moved; or a student that learnt its rows.")
     ] = None,

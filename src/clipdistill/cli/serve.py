@@ -36,8 +36,10 @@ def serve(
     allow_fetch: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Fetch pictures by address from this host; repeat.")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="Embed queries with this student of the indexes' model.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU, for one batch; else all of them.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The model of the indexes, where it has moved, or a student of it.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads for one batch; all by default.")] = None,
     rate: Annotated[
         str | None, typer.Option(metavar="N/minute", help="Requests of one key or address; else unlimited.")
     ] = None,

@@ -22,7 +22,7 @@ def embed(
     ] = None,
     sides: Annotated[str | None, typer.Option(help="image, text or image,text; else all there is.")] = None,
     views: Annotated[int, typer.Option(min=0, help="Views of each picture; 0 is the whole picture, once.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the views.")] = 0,
+    seed: Annotated[int, typer.Option(help="What the views are drawn from.")] = 0,
     dtype: Annotated[str, typer.Option(help="f16 or f32.")] = "f16",
     shard: Annotated[str | None, typer.Option(help="3/16 does the third sixteenth; see also torchrun.")] = None,
     shard_size: Annotated[int | None, typer.Option(min=1, help="Samples in a file; a stop loses one at most.")] = None,

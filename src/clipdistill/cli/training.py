@@ -98,11 +98,13 @@ def chinese_clip(
     --teacher-model-name=models/teacher --kd_loss_weight=0.5 --lr=5e-5 --max-epochs=3 --name=tuned
     """
     from clipdistill.coming_from.chinese_clip import translate
+    from clipdistill.training.ranks import is_main, processes
 
-    translation = translate(words or [])
-    for remark in translation.remarks:
-        console.print(remark, markup=False)
-    print(translation.command, flush=True)
+    translation = translate(words or [], processes())
+    if is_main():
+        for remark in translation.remarks:
+            console.print(remark, markup=False)
+        print(translation.command, flush=True)
     _distill(None, translation.overrides, resume=False, track=[])
 
 

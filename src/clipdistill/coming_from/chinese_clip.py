@@ -57,8 +57,10 @@ class Translation:
         return shlex.join(["clipdistill", "distill", *self.overrides])
 
 
-def translate(words: Sequence[str]) -> Translation:
+def translate(words: Sequence[str], processes: int = 1) -> Translation:
     """Read Chinese-CLIP's flags, and ``key=value`` overrides among them, as a run; the overrides win.
+
+    --batch-size is that of each of so many ``processes``, as there.
 
     Raises:
         ConfigError: a flag is unknown, its value does not fit, or it would change the result and cannot be honoured.
@@ -70,7 +72,12 @@ def translate(words: Sequence[str]) -> Translation:
             raise ConfigError(f"--{name}: {instead}")
     _check_student(flags, overrides)
     remarks = [f"--{name} has no effect: {reason}" for name, (_, reason) in IDLE.items() if name in flags]
-    keys = [*_models(flags, remarks), *_length(flags, remarks), *_optimisation(flags, remarks), *_folder(flags)]
+    keys = [
+        *_models(flags, remarks),
+        *_length(flags, processes, remarks),
+        *_optimisation(flags, remarks),
+        *_folder(flags),
+    ]
     translation = Translation([*keys, *overrides], remarks)
     _check_out(translation, flags, overrides)
     return translation
@@ -161,7 +168,7 @@ def _teacher(name: str | None, remarks: list[str]) -> str:
     return name
 
 
-def _length(flags: Flags, remarks: list[str]) -> Iterator[str]:
+def _length(flags: Flags, processes: int, remarks: list[str]) -> Iterator[str]:
     """The data, and how long to train: their epochs count pairs, so everything is told in steps."""
     if flags["train-data"] is None:
         raise ConfigError("--train-data is missing: name the data to train on, for instance --train-data=photos/train.")
@@ -170,7 +177,8 @@ def _length(flags: Flags, remarks: list[str]) -> Iterator[str]:
             raise ConfigError(f"--{name}: expected a number above 0, found {flags[name]}.")
     source = pairs(flags["train-data"])
     counts = [len(source[index].captions) for index in range(len(source))]
-    epoch = max(1, math.ceil(sum(counts) / flags["batch-size"]) // flags["accum-freq"])
+    epoch = max(1, math.ceil(sum(counts) / (processes * flags["batch-size"])) // flags["accum-freq"])
+    rows = processes * flags["batch-size"] * flags["accum-freq"]
     yield f"data={flags['train-data']}"
     if without := counts.count(0):
         remarks.append(f"--train-data: {without} pictures have no text and are skipped")
@@ -179,18 +187,27 @@ def _length(flags: Flags, remarks: list[str]) -> Iterator[str]:
     if flags["max-steps"] and "max-epochs" in flags:
         remarks.append("--max-epochs has no effect: --max-steps decides")
     if not flags["max-steps"]:
-        told = f"{flags['max-epochs']} passes over {sum(counts)} pairs are {steps} steps of {flags.rows}"
+        told = f"{flags['max-epochs']} passes over {sum(counts)} pairs are {steps} steps of {rows}"
         several = "; a picture with several texts is one sample, with one of them drawn anew" if max(counts) > 1 else ""
         remarks.append(f"--max-epochs: {told}{several}")
     yield f"train.steps={steps}"
-    remarks.append(f"--batch-size: {flags.rows} is the whole batch here, of which each GPU has one there")
+    remarks.append(_batch(rows, processes))
     if flags["accum-freq"] > 1:
         remarks.append("--accum-freq: compared as there, all with all, in one batch that must fit into memory")
-    yield f"train.batch_size={flags.rows}"
+    yield f"train.batch_size={rows}"
     saves = [n for n in (flags["save-step-frequency"] or 0, flags["save-epoch-frequency"] * epoch) if n > 0]
     if saves:
         yield f"train.checkpoint_every={min(saves)}"
     yield from _validation(flags, remarks, epoch)
+
+
+def _batch(rows: int, processes: int) -> str:
+    if processes > 1:
+        return f"--batch-size is that of each of {processes} processes, as there: {rows} together"
+    return (
+        f"--batch-size: {rows} is the whole batch, for this is one process. A line that ran on N GPUs there asks for "
+        "torchrun --nproc-per-node N -m clipdistill chinese-clip ..., or for N times the --batch-size"
+    )
 
 
 def _validation(flags: Flags, remarks: list[str], epoch: int) -> Iterator[str]:

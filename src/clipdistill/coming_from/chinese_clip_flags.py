@@ -43,10 +43,10 @@ MAPPED: dict[str, type] = {
 }
 #: Flags that change no result here: what follows them, and why.
 IDLE: dict[str, tuple[type, str]] = {
-    "gather-with-grad": (bool, "always exact here, since one process holds the whole batch"),
-    "skip-aggregate": (bool, "one process holds the whole batch, there is nothing to gather"),
-    "use-bn-sync": (bool, "one process holds the whole batch"),
-    "local-rank": (int, "a run is one process"),
+    "gather-with-grad": (bool, "gradients are always those of the whole batch here"),
+    "skip-aggregate": (bool, "every pair of the whole batch is always compared here"),
+    "use-bn-sync": (bool, "those of its models that open here have no batch norms"),
+    "local-rank": (int, "torchrun says it in the environment"),
     "reset-optimizer": (bool, "a model folder holds no optimiser; a run starts with a new one"),
     "reset-data-offset": (bool, "a run starts at the beginning of its data"),
     "clip-weight-path": (str, "the weights are those of --resume"),
@@ -98,11 +98,6 @@ class Flags:
     def rate(self) -> float:
         """The learning rate, whose default hangs on the picture tower."""
         return float(self["lr"] or (4e-4 if "ViT-L-14" in self["vision-model"] else 5e-4))
-
-    @property
-    def rows(self) -> int:
-        """The pairs that one update compares with each other."""
-        return int(self["batch-size"] * self["accum-freq"])
 
 
 def read_flags(words: Sequence[str]) -> tuple[Flags, list[str]]:

@@ -153,7 +153,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise SearchError(
             f"{folder} is not an exported model: {path}: {reason}. "
-            f"Make one with: clipdistill export MODEL --out {folder}"
+            f"Make one with: clipdistill export MODEL --out FOLDER, and name that folder."
         ) from error
     version = (record.get(SECTION) or {}).get("version") if isinstance(record, dict) else None
     if version is None:

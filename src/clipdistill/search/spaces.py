@@ -51,7 +51,7 @@ def _check_space(index: Index, runtime: Runtime) -> None:
             f"{index.folder} was made with the model {own.fingerprint}, and {runtime.folder} is {runtime.fingerprint}: "
             "rows of different models cannot be compared. Search with the index's own model, or embed all pictures "
             f"anew: clipdistill index rebuild {index.folder} --model {runtime.folder}. Another model may ask only if "
-            "it is a student that learnt its teacher's own rows, at the teacher's width (as by the recipe clip-kd-fd), "
+            "it is a student that learnt its teacher's own rows, at the teacher's width (as by the recipe best), "
             "and that teacher made the index; then its record says so under 'space'."
         )
     if runtime.width != own.width:

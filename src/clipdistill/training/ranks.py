@@ -104,6 +104,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def processes() -> int:
+    """How many processes torchrun has started, by its environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Meet the other processes that torchrun has started, if any; inside of another ``joined``, just go on.
@@ -112,7 +117,7 @@ def joined() -> Iterator[Ranks]:
         ConfigError: the environment says half of what is needed.
         TrainingError: another process has ended, or the torchrun that started this one.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes()
     if world == 1 or distributed.is_initialized():
         yield Ranks(distributed.get_rank(), world) if distributed.is_initialized() else Ranks()
         return
