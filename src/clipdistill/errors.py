@@ -11,6 +11,7 @@
     ├── TrainingError         a loss that is not finite, a checkpoint that does not fit
     │   └── InterruptedRunError   the user stopped a run; it can go on
     └── SearchError           an index or a query
+        └── UnavailableError      what keeps the rows of an index does not answer
 
 The command line prints the message alone; ``--debug`` adds the traceback.
 """
@@ -57,6 +58,10 @@ class InterruptedRunError(TrainingError):
 
 class SearchError(ClipdistillError):
     """An index or a query is wrong."""
+
+
+class UnavailableError(SearchError):
+    """The rows of an index cannot be read or written just now."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

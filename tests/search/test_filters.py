@@ -163,6 +163,7 @@ def test_what_a_filter_means(text: str, ids: list[str]) -> None:
         ("(width > 3", 11, "expected ')', found the end"),
         ("width > 10px", 9, "expected a number of pixels, at most 2147483647, found '10px'"),
         ("width > 2147483648", 9, "found '2147483648'"),
+        ("width > " + "0" * 12 + "1" * 5000, 9, "expected a number of pixels"),
         ("width > ٣", 9, "found '٣'"),
         ("tags = a", 6, "tags is compared by has; found '='"),
         ("caption contains and", 18, "expected a word or a text in quotes, found 'and'"),

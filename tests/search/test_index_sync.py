@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from clipdistill.errors import ClipdistillError, InterruptedRunError, SearchError
-from clipdistill.search import contents, publishing
+from clipdistill.search import build, contents, publishing
 from clipdistill.search.build import build_index
 from clipdistill.search.index import Index
 from clipdistill.search.lance import LanceTable
@@ -255,3 +255,30 @@ def test_old_versions_are_removed_after_a_while(desk: Path, monkeypatch: pytest.
         open_table(first.manifest, first.folder)
     assert not sync(first.current(), workers=0)
     assert first.current().count == 14
+
+
+def test_a_stop_between_publishing_and_calibrating_is_made_good(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index.open(desk / "x.index")
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "finish", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            rebuild(index, desk / "model", width=12, workers=0)
+    half = index.current()
+    assert (half.manifest.table, half.manifest.calibration) == ("pictures-2", {})
+    shutil.copytree(desk / "x.index", desk / "y.index")
+
+    whole = rebuild(half, desk / "model", width=12, workers=0)  # the same again, and not once more from the start
+    assert (whole.manifest.table, sorted(path.name for path in whole.folder.glob("*.json"))) == (
+        "pictures-2",
+        ["index.json"],
+    )
+    assert whole.manifest.calibration
+
+    synced = Index.open(desk / "y.index")
+    assert not sync(synced, workers=0)
+    assert synced.current().manifest.calibration.keys() == whole.manifest.calibration.keys()
+    assert not (desk / "y.index" / "pending.json").exists()
+
+
+def killed(*given: Any) -> None:
+    raise RuntimeError("killed")

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from clipdistill.cli import main
+from clipdistill.errors import SearchError
+from clipdistill.search import build
 from clipdistill.search.build import build_index
 from clipdistill.search.checking import check
 from clipdistill.search.filters import Filter
@@ -125,8 +127,43 @@ def test_the_verbs_take_an_engine(
     assert main(["search", "v.index", "a red circle", "--json", "-k", "3"]) == 0
     assert main(["index", "export", "v.index", "--out", "rows"]) == 0
     assert main(["index", "import", "rows", *words, "--out", "taken.index"]) == 1
-    assert "belongs to the index v.index" in "".join(capsys.readouterr())
+    assert "in Milvus already" in "".join(capsys.readouterr())
     words[-1] = str(tmp_path / "w.db")
     assert main(["index", "import", "rows", *words, "--out", "w.index"]) == 0
     assert main(["index", "check", "w.index"]) == 0
     assert Index.open("v.index").manifest.engine == str(tmp_path / "v.db")
+
+
+def test_a_folder_of_the_same_name_does_not_take_another_index(model: Path, photos: Path, tmp_path: Path) -> None:
+    engine = f"{tmp_path}/y.db"
+    first = build_index(photos, model, tmp_path / "a" / "photos.index", engine, workers=0)
+    (tmp_path / "few").mkdir()
+    shutil.copy(photos / "0.png", tmp_path / "few")
+    with pytest.raises(SearchError, match=r"pictures_1 is in Milvus already, and .*photos.index has not begun it"):
+        build_index(tmp_path / "few", model, tmp_path / "b" / "photos.index", engine, workers=0)
+    assert check(first) == []
+    assert not (tmp_path / "b" / "photos.index" / "pending.json").exists()
+    first.close()
+
+
+def test_a_stop_before_it_is_finished_and_then_a_sync_lose_nothing(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, words = tmp_path / "photos", (model, tmp_path / "s.index", f"{tmp_path}/z.db")
+    shutil.copytree(photos, mine)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "finish", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            build_index(mine, *words, workers=0)
+    describe(mine, {"3.png": None})
+    index = Index.open(words[1])
+    assert sync(index, workers=0).removed == 1
+    index.close()
+    index = build_index(mine, *words, workers=0)  # complete: there is nothing to do
+    assert check(index) == []
+    assert index.manifest.calibration
+    index.close()
+
+
+def killed(*given: Any) -> None:
+    raise RuntimeError("killed")

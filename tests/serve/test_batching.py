@@ -6,13 +6,18 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from clipdistill.search.runtime import Runtime
 from clipdistill.serve.batching import DEADLINE, Batcher
 from clipdistill.serve.failures import RefusedError
+from clipdistill.serve.metrics import Metrics
+from clipdistill.serve.pictures import picture_bytes
+from clipdistill.serve.towers import Towers
 from clipdistill.serve.work import Work
 
 
@@ -157,3 +162,15 @@ def test_work_takes_in_so_much_and_frees_the_room_when_it_is_done() -> None:
     assert isinstance(refused, RefusedError)
     assert (refused.status, refused.retry_after) == (429, 1)
     assert (still, again) == (3, "done")
+
+
+def test_pictures_of_a_request_whose_time_is_up_are_not_decoded(exported: tuple[Path, Any], gallery: Path) -> None:
+    towers, picture = Towers(Runtime.open(exported[0], threads=1), 8, Metrics()), gallery / "photos" / "0.png"
+    DEADLINE.set(time.monotonic() - 1)
+    with pytest.raises(RefusedError, match="not enough time to decode"):
+        towers.images([picture])
+    with pytest.raises(RefusedError, match="not enough time to fetch"):
+        picture_bytes("http://example.com/x.png", ["example.com"])
+    DEADLINE.set(float("inf"))
+    assert towers.images([picture]).shape == (1, towers.width)
+    towers.close()

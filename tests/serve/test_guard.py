@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import struct
 import sys
 import threading
@@ -18,10 +19,14 @@ import httpx
 import pytest
 
 from clipdistill.errors import ConfigError
+from clipdistill.search.index import Index
+from clipdistill.search.searcher import Searcher
 from clipdistill.serve.buckets import Buckets
-from clipdistill.serve.failures import log
+from clipdistill.serve.failures import RefusedError, log
 from clipdistill.serve.keys import Keys, new_key
 from clipdistill.serve.settings import is_loopback, own_names, read_origin, read_rate
+from clipdistill.serve.towers import Towers
+from serve.conftest import running
 
 Serve = Callable[..., httpx.Client]
 QUESTION = {"texts": ["boat"]}
@@ -58,6 +63,23 @@ def test_a_key_can_be_added_and_taken_back(serve: Serve, tmp_path: Path) -> None
     file.write_text("nonsense")  # what was known stays known
     client.get("/health")
     assert status(client, second) == 200
+
+
+def test_a_key_is_taken_back_although_an_index_is_broken(gallery: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    first = new_key(file, "first")
+    new_key(file, "second")
+    shutil.copytree(gallery / "photos.index", tmp_path / "photos.index")
+    searcher = Searcher.open(tmp_path / "photos.index", gallery_model(gallery), threads=1)
+    with running({"photos": searcher}, keys=file, refresh=0.05) as client:
+        wait_for(lambda: status(client, first) == 200)
+        (tmp_path / "photos.index" / "index.json").write_text("{")
+        file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith("first ")))
+        wait_for(lambda: status(client, first) == 401)
+
+
+def gallery_model(gallery: Path) -> Path:
+    return Index.open(gallery / "photos.index").model
 
 
 def status(client: httpx.Client, key: str) -> int:
@@ -278,6 +300,45 @@ def test_nothing_is_said_of_what_goes_wrong_inside(serve: Serve, monkeypatch: py
     assert kind(answer) == (500, "server_error")
     assert "secret" not in answer.text
     assert logged == ["the secret"]
+
+
+def test_rows_that_cannot_be_read_are_the_servers_fault_and_are_logged(
+    gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(log, "error", lambda form, *words, **more: logged.append(form % words))
+    shutil.copytree(gallery / "photos.index", tmp_path / "photos.index")
+    searcher = Searcher.open(tmp_path / "photos.index", gallery_model(gallery), threads=1)
+    with running({"photos": searcher}) as client:
+        assert client.post("/api/search", json=QUESTION).status_code == 200
+        shutil.rmtree(tmp_path / "photos.index" / "rows")
+        answer = client.post("/api/search", json={"texts": ["boat"], "where": "width > 1"})
+    assert kind(answer) == (503, "unavailable_error")
+    assert answer.headers["retry-after"] == "5"
+    assert str(tmp_path).lstrip("/") not in answer.text
+    assert any("cannot be read or written" in line for line in logged)
+
+
+def test_messages_lose_folders_and_keep_ids(serve: Serve, gallery: Path) -> None:
+    house = serve().app.state.house  # type: ignore[attr-defined]
+    told = house.hide(
+        f"no 'photos/1.png' in {gallery}/photos.index, made from {Path.cwd()}/x by {gallery_model(gallery)}"
+    )
+    assert told == f"no 'photos/1.png' in photos.index, made from .../x by {gallery_model(gallery).name}"
+
+
+def test_a_model_that_is_not_served_any_more_ends_what_it_began(serve: Serve) -> None:
+    house = serve(seconds=0.2).app.state.house  # type: ignore[attr-defined]
+    key = ("another", "model")
+    with house._changing:
+        house._towers[key] = towers = Towers(house.searchers["photos"].runtime, 8, house.metrics)
+    house.refresh()
+    assert key not in house._towers
+    assert len(towers.texts(["a request that began before"])) == 1
+    time.sleep(0.3)
+    house.refresh()
+    with pytest.raises(RefusedError, match="shutting down"):
+        towers.texts(["too late"])
 
 
 def test_requests_are_counted_by_route_and_not_by_what_was_asked(serve: Serve) -> None:

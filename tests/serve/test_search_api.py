@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def test_thumbnails_come_from_the_index_alone(client: httpx.Client) -> None:
     hit = post(client, texts=["boat"])["hits"][0]
     answer = client.get(hit["thumbnail"])
     assert answer.headers["content-type"] == "image/jpeg"
-    assert "immutable" in answer.headers["cache-control"]
+    assert answer.headers["cache-control"] == "private, max-age=3600"
     assert answer.content.startswith(b"\xff\xd8\xff")
     again = client.get(hit["thumbnail"], headers={"If-None-Match": answer.headers["etag"]})
     assert again.status_code == 304
@@ -185,3 +186,31 @@ def test_pictures_are_searched_with_as_a_viewer_shows_them(
     safe = base64.urlsafe_b64encode(png(picture(3))).decode()
     assert ids(post(client, images=[safe])) == ids(plain)
     assert ids(post(client, images=[f"data:image/png;charset=x;base64,{safe}"])) == ids(plain)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "x" * 201], ids=["half a character", "long"])
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/api/search", {"texts": ["a"]}, "index"),
+        ("/v1/embeddings", {"input": "a"}, "model"),
+        ("/rerank", {"query": "a", "documents": ["a"]}, "model"),
+        ("/classify", {"input": "a", "labels": ["a"]}, "model"),
+        ("/knn-service", {"text": "a"}, "indice_name"),
+        ("/metadata", {"ids": ["a"]}, "indice_name"),
+    ],
+)
+def test_a_name_that_cannot_be_one_is_refused(
+    client: httpx.Client, path: str, body: dict[str, Any], field: str, name: str
+) -> None:
+    answer = client.post(path, content=json.dumps({**body, field: name}))
+    assert answer.status_code == 400, answer.text
+    assert len(answer.text) < 1000
+
+
+def test_a_thumbnail_of_another_picture_is_another_thumbnail(client: httpx.Client) -> None:
+    first, second = (client.get(f"/thumbnails/photos/{place}.png") for place in (0, 1))
+    assert first.headers["etag"] != second.headers["etag"]
+    known = {"If-None-Match": first.headers["etag"]}
+    assert client.get("/thumbnails/photos/0.png", headers=known).status_code == 304
+    assert client.get("/thumbnails/photos/1.png", headers=known).content == second.content

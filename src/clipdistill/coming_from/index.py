@@ -18,7 +18,7 @@ from clipdistill.search.manifest import MANIFEST, PENDING, Manifest, place
 from clipdistill.search.origin import pictures_of
 from clipdistill.search.publishing import finish, publish
 from clipdistill.search.runtime import Runtime
-from clipdistill.search.tables import write_table
+from clipdistill.search.tables import refuse_taken, write_table
 
 
 def import_index(
@@ -52,6 +52,8 @@ def import_index(
     folder.mkdir(parents=True, exist_ok=True)
     with writing(folder):
         _refuse_others(folder, manifest)
+        if not (folder / PENDING).exists():
+            refuse_taken(manifest, folder)
         manifest.write(folder, PENDING)
         table = write_table(manifest, folder)
         filling = Filling(embedded, runtime, table, manifest, pictures, root, trusted)

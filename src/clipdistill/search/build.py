@@ -17,7 +17,7 @@ from clipdistill.search.manifest import MANIFEST, PENDING, Manifest, find, place
 from clipdistill.search.origin import pictures_of
 from clipdistill.search.publishing import finish, publish
 from clipdistill.search.runtime import Runtime
-from clipdistill.search.tables import write_table
+from clipdistill.search.tables import refuse_taken, write_table
 
 
 def build_index(
@@ -49,6 +49,8 @@ def build_index(
     folder.mkdir(parents=True, exist_ok=True)
     with writing(folder):
         _begun(folder, wanted)  # it was looked at without the lock
+        if not (folder / PENDING).exists():
+            refuse_taken(wanted, folder)
         wanted.write(folder, PENDING)
         return fill(wanted, folder, pictures, runtime, workers)
 
@@ -59,12 +61,14 @@ def fill(manifest: Manifest, folder: Path, source: Source, runtime: Runtime, wor
     Raises :class:`SearchError` where no picture can be read; nothing is published then.
     """
     assert manifest.source is not None
+    root = find(manifest.source.root, folder)
+    before = Manifest.read(folder) if (folder / MANIFEST).exists() else None
+    if before and before.table == manifest.table:  # a stop came between publishing it and finishing it
+        manifest = replace(manifest, snapshot=before.snapshot)
     table = write_table(manifest, folder)
     many = default_workers(len(source)) if workers is None else workers
-    root = find(manifest.source.root, folder)
     changes = bring_up_to_date(table, manifest, source, root, runtime.folder, many)
     check_any(changes, source)
-    before = Manifest.read(folder) if (folder / MANIFEST).exists() else None
     fresh = publish(table, table.publish(), replace(manifest, unreadable=changes.unreadable), folder, runtime, before)
     table.close()
     return finish(fresh, folder, runtime)

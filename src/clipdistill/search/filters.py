@@ -274,10 +274,11 @@ class _Parser:
 
     def _number(self) -> int:
         token = self._now
-        if not (token.text.isascii() and token.text.isdecimal()) or int(token.text[:12]) > _LARGEST:
+        digits = token.text.lstrip("0") or "0"  # of thousands of them Python makes no number
+        if not (digits.isascii() and digits.isdecimal()) or len(digits) > 12 or int(digits) > _LARGEST:
             self._wrong(f"expected a number of pixels, at most {_LARGEST}, found {token}")
         self.place += 1
-        return int(token.text)
+        return int(digits)
 
     def _value(self) -> str:
         token = self._now

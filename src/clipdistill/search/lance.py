@@ -7,6 +7,7 @@ candidates are compared again by their full precision. Shapes: ``Q`` queries, ``
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipdistill.errors import SearchError
+from clipdistill.errors import UnavailableError
 from clipdistill.progress import console
 from clipdistill.search.filters import Comparison, Filter
 from clipdistill.search.manifest import Effort, Manifest, Retired
@@ -48,6 +49,8 @@ _MARGIN = timedelta(seconds=10)
 
 class LanceTable:
     """The :class:`~clipdistill.search.table.Table` of a version, or of the newest one for whoever writes."""
+
+    most = sys.maxsize
 
     def __init__(self, database: Any, table: Any, manifest: Manifest, folder: Path) -> None:
         self._database, self._table, self._manifest, self._folder = database, table, manifest, folder
@@ -226,7 +229,7 @@ def _told(folder: Path) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise SearchError(
+        raise UnavailableError(
             f"the rows of {folder} cannot be read or written: {reason}. If the index was published several times since "
             f"it was opened, open it again; else see what is wrong with: clipdistill index check {folder}"
         ) from error

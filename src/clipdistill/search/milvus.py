@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipdistill.errors import SearchError, need
+from clipdistill.errors import SearchError, UnavailableError, need
 from clipdistill.search.filters import SEARCHABLE, Filter
 from clipdistill.search.manifest import Effort, Manifest, Retired
 from clipdistill.search.milvus_rows import (
@@ -78,6 +78,8 @@ def address(engine: str) -> tuple[str, str]:
 
 class MilvusTable:
     """The :class:`~clipdistill.search.table.Table` of one collection: of a snapshot, or of what is written so far."""
+
+    most = MOST
 
     def __init__(self, client: MilvusClient, name: str, manifest: Manifest) -> None:
         self._client, self.name, self.snapshot = client, name, manifest.snapshot
@@ -312,7 +314,7 @@ def told(collection: str) -> Iterator[None]:
         yield
     except MilvusException as error:
         reason = " ".join(str(error.message).split())[:600]
-        raise SearchError(f"Milvus, collection {collection}: {reason}") from error
+        raise UnavailableError(f"Milvus, collection {collection}: {reason}") from error
 
 
 def connect(manifest: Manifest) -> tuple[MilvusClient, str]:
@@ -324,6 +326,20 @@ def connect(manifest: Manifest) -> tuple[MilvusClient, str]:
         logging.getLogger("grpc._server").setLevel(logging.CRITICAL)  # Lite has not all that its client asks for
     with told(name):
         return library.MilvusClient(uri, token=os.environ.get(TOKEN, "")), name
+
+
+def refuse_taken(manifest: Manifest, folder: Path) -> None:
+    """Raise :class:`SearchError` where the collection that a new index would begin is in Milvus already."""
+    client, name = connect(manifest)
+    collection = collection_of(name, manifest.table)
+    with told(collection):
+        taken = client.has_collection(collection)
+    client.close()
+    if taken:
+        raise SearchError(
+            f"the collection {collection} is in Milvus already, and {folder} has not begun it: its rows may be another "
+            "index's. Name another collection, or drop that one."
+        )
 
 
 def collection_of(name: str, table: str) -> str:

@@ -59,6 +59,13 @@ def finish(manifest: Manifest, folder: Path, runtime: Runtime) -> Index:
     return Index.open(folder)
 
 
+def begun_table(folder: Path) -> str | None:
+    """The table that an index's next rows are being written to, if it is being made, or made anew."""
+    with suppress(SearchError):
+        return Manifest.read(folder, PENDING).table
+    return None
+
+
 def _retired(before: Manifest | None, now: float) -> tuple[Retired, ...]:
     """What was published before, as far as somebody may still read it."""
     if before is None:
@@ -68,12 +75,9 @@ def _retired(before: Manifest | None, now: float) -> tuple[Retired, ...]:
 
 
 def _forget(table: Table, manifest: Manifest, folder: Path) -> None:
-    keep = list(manifest.retired)
-    with suppress(SearchError):  # none is being made anew
-        pending = Manifest.read(folder, PENDING)
-        if pending.table != manifest.table:
-            keep.append(Retired(pending.table, 0, 0.0))
-    table.forget(keep)
+    begun = begun_table(folder)
+    beside = [Retired(begun, 0, 0.0)] if begun not in (None, manifest.table) else []
+    table.forget([*manifest.retired, *beside])
 
 
 def _told(manifest: Manifest, folder: Path) -> str:

@@ -47,7 +47,7 @@ def search_rows(
     """
     if not manifest.full or exact:
         return table.search(rows, k, where, exact, effort)
-    more = max(k, TEN) * ((effort or manifest.effort).rescore or 1)
+    more = max(k, min(max(k, TEN) * ((effort or manifest.effort).rescore or 1), table.most))
     found = table.search(cut(rows, manifest.width), more, where, False, effort)
     full = vectors_of(table.rows(list({one.id for hits in found for one in hits}), ["full"]), "full")
     return [_best(row, hits, full, k) for row, hits in zip(rows, found, strict=True)]

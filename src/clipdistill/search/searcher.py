@@ -171,7 +171,7 @@ def _distinct(
             kept = without_copies(opened.index, found, options.k, cosine)
             if len(kept) == options.k or len(found) < asked or asked >= _FARTHEST:
                 break
-            asked *= 4
+            asked = min(4 * asked, _FARTHEST)
         answers.append(kept)
     return answers
 

@@ -13,7 +13,7 @@ from clipdistill.search.index import Index
 from clipdistill.search.locking import writing
 from clipdistill.search.manifest import PENDING, Manifest, find
 from clipdistill.search.origin import open_source
-from clipdistill.search.publishing import publish
+from clipdistill.search.publishing import begun_table, finish, publish
 from clipdistill.search.runtime import Runtime
 from clipdistill.search.tables import write_table
 
@@ -46,6 +46,8 @@ def sync(index: Index, workers: int | None = None, allow_deletes: bool = False) 
         if changes or made.snapshot != before.snapshot:  # an earlier run may have written, and then been stopped
             publish(table, made, replace(before, unreadable=changes.unreadable), folder, runtime, before)
         table.close()
+        if begun_table(folder) == before.table:  # a stop came after it was published, and before it was finished
+            finish(Manifest.read(folder), folder, runtime).close()
     return changes
 
 
@@ -93,10 +95,7 @@ def _pending(wanted: Manifest, folder: Path) -> Manifest:
     last = wanted.table
     with suppress(SearchError):  # nothing was begun
         begun = Manifest.read(folder, PENDING)
-        if begun.table != wanted.table and (begun.model.fingerprint, begun.width) == (
-            wanted.model.fingerprint,
-            wanted.width,
-        ):
+        if (begun.model.fingerprint, begun.width) == (wanted.model.fingerprint, wanted.width):
             return replace(wanted, table=begun.table)
         last = max(last, begun.table, key=_number)
     return replace(wanted, table=f"pictures-{_number(last) + 1}")

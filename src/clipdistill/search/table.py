@@ -71,8 +71,11 @@ class Table(Protocol):
 
     ``written`` reads what is written so far, published or not, instead: that is for the writer alone. Engines give a
     table by two class methods, ``open(manifest, folder)`` for the snapshot that the manifest names, and
-    ``create(manifest, folder)``, which opens for writing what there is and makes what there is not.
+    ``create(manifest, folder)``, which opens for writing what there is and makes what there is not. A search gives
+    ``most`` hits, and no more.
     """
+
+    most: int
 
     def count(self) -> int:
         """Rows that are searched."""

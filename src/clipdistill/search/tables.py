@@ -8,6 +8,14 @@ from clipdistill.search.manifest import Manifest
 from clipdistill.search.table import Table
 
 
+def refuse_taken(manifest: Manifest, folder: Path) -> None:
+    """Raise :class:`SearchError` where an index that is not begun yet would begin in rows that are there already."""
+    if manifest.engine:
+        from clipdistill.search.milvus import refuse_taken
+
+        refuse_taken(manifest, folder)
+
+
 def open_table(manifest: Manifest, folder: Path) -> Table:
     """Open the version of the rows that the manifest names, for reading."""
     if manifest.engine:

@@ -103,11 +103,7 @@ async def _look_after(house: House, keys: Keys | None) -> None:
     told = ""
     while True:
         try:
-            if not house.ready:
-                await asyncio.to_thread(house.warm)
-            await asyncio.to_thread(house.refresh)
-            if keys:
-                keys.refresh()
+            await asyncio.to_thread(_renew, house, keys)
             told = ""
         except Exception as error:  # what was loaded before goes on being used
             if str(error) != told:
@@ -116,6 +112,17 @@ async def _look_after(house: House, keys: Keys | None) -> None:
                 )
             told = str(error)
         await asyncio.sleep(house.settings.refresh)
+
+
+def _renew(house: House, keys: Keys | None) -> None:
+    """Keys come first: one that was taken back is so, whatever becomes of the indexes."""
+    try:
+        if keys:
+            keys.refresh()
+    finally:
+        if not house.ready:
+            house.warm()
+        house.refresh()
 
 
 def _status_router(house: House, metrics: Metrics) -> APIRouter:

@@ -24,6 +24,15 @@ Item = TypeVar("Item")
 Rows = NDArray[np.float32]
 #: When the request that this thread works for has to be answered, by ``time.monotonic()``.
 DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=float("inf"))
+_WHAT = "embed everything"
+
+
+def seconds_left(what: str) -> float:
+    """The seconds that this thread's request has left to do ``what``; raises :class:`RefusedError` for none."""
+    left = DEADLINE.get() - time.monotonic()
+    if left <= 0:
+        raise RefusedError(504, f"there was not enough time to {what}", retry_after=1)
+    return left
 
 
 class Batcher(Generic[Item]):
@@ -60,12 +69,11 @@ class Batcher(Generic[Item]):
                 raise RefusedError(503, "the server is shutting down", retry_after=5)
             self._waiting.append((items, future))
             self._some.notify()
-        left = DEADLINE.get() - time.monotonic()
         try:
-            return future.result(min(left, threading.TIMEOUT_MAX))
+            return future.result(min(seconds_left(_WHAT), threading.TIMEOUT_MAX))
         except FutureTimeout:
             future.cancel()
-            raise RefusedError(504, "there was not enough time to embed everything", retry_after=1) from None
+            raise RefusedError(504, f"there was not enough time to {_WHAT}", retry_after=1) from None
 
     def _work(self) -> None:
         while batch := self._take():

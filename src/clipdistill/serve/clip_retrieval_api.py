@@ -17,7 +17,7 @@ from clipdistill.serve.failures import RESPONSES, RefusedError, first_fault
 from clipdistill.serve.house import House
 from clipdistill.serve.openai_api import Lenient
 from clipdistill.serve.pictures import picture_bytes
-from clipdistill.serve.schemas import MOST_HITS, TEXT_LENGTH
+from clipdistill.serve.schemas import MOST_HITS, TEXT_LENGTH, Name
 from clipdistill.serve.search_api import web_location
 from clipdistill.serve.work import Work
 
@@ -39,7 +39,7 @@ class KnnRequest(Lenient):
     modality: Literal["image", "text"] = "image"
     num_images: Annotated[int, Field(ge=1)] = 100
     num_result_ids: Annotated[int, Field(ge=1)] | None = None
-    indice_name: str | None = None
+    indice_name: Name | None = None
     deduplicate: bool = False
     use_mclip: bool = False
 
@@ -48,7 +48,7 @@ class MetadataRequest(Lenient):
     """Ids whose metadata is asked for; those that there are not are left out of the answer."""
 
     ids: Annotated[list[str | int], Field(max_length=MOST_HITS)]
-    indice_name: str | None = None
+    indice_name: Name | None = None
 
 
 class Known(BaseModel):

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from clipdistill.errors import ClipdistillError
+from clipdistill.errors import ClipdistillError, UnavailableError
 from clipdistill.serve.schemas import LIST, OBJECT, STRING, Error, ErrorBody
 
 log = logging.getLogger("clipdistill.serve")
@@ -58,6 +58,7 @@ def answer_failures(app: FastAPI) -> None:
     """Have the app answer everything that a request can be refused for in the one shape."""
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(ClipdistillError, _own)
+    app.add_exception_handler(UnavailableError, _unavailable)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
 
@@ -70,6 +71,12 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 async def _own(request: Request, error: Exception) -> JSONResponse:
     """A query or a picture is wrong; what the message says of the server's folders stays here."""
     return failure(400, request.app.state.house.hide(str(error)))
+
+
+async def _unavailable(request: Request, error: Exception) -> JSONResponse:
+    """What is wrong with a disk or a cluster is for whoever runs the server."""
+    log.error("%s", error)
+    return failure(503, "the index cannot be read just now; the server's log says why", retry_after=5)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

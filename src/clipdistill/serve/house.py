@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
 from clipdistill.errors import did_you_mean
 from clipdistill.search.index import Index
+from clipdistill.search.manifest import find
 from clipdistill.search.runtime import Runtime
 from clipdistill.search.searcher import Searcher
 from clipdistill.serve.failures import RefusedError
@@ -35,6 +37,7 @@ class House:
         self.ready = False
         self._changing = threading.Lock()
         self._towers: dict[tuple[str, str], Towers] = {}
+        self._gone: list[tuple[float, Towers]] = []  # since when; requests that began before may still use them
         self._seen: dict[str, Seen] = {}
         for name in self.searchers:
             self._look(name)
@@ -109,17 +112,18 @@ class House:
     def hide(self, message: str) -> str:
         """Write a message without the folders that the server's things are in."""
         for searcher in self.searchers.values():
-            for folder in (searcher.index.folder, searcher.index.folder.absolute(), searcher.runtime.folder):
-                message = message.replace(str(folder), folder.name)
-            if source := searcher.index.manifest.source:
-                message = message.replace(source.uri, "the source")
-                message = message.replace(source.root, "...") if len(source.root) > 1 else message
+            index, model = searcher.index, searcher.runtime.folder
+            for folder in (index.folder.absolute(), index.folder, model.absolute(), model):
+                if len(folder.parts) > 1:
+                    message = message.replace(str(folder), folder.name)
+            if source := index.manifest.source:
+                message = message.replace(str(find(source.root, index.folder).absolute()), "...")
         return message
 
     def close(self) -> None:
         """Finish what is waiting, and give everything back."""
         with self._changing:
-            for towers in self._towers.values():
+            for towers in (*self._towers.values(), *(towers for _, towers in self._gone)):
                 towers.close()
         for searcher in self.searchers.values():
             searcher.close()
@@ -132,9 +136,12 @@ class House:
 
     def _drop_unused(self) -> None:
         used = {_key(searcher.runtime) for searcher in self.searchers.values()}
+        now = time.monotonic()
         with self._changing:
-            gone = [self._towers.pop(key) for key in list(self._towers) if key not in used]
-        for towers in gone:
+            self._gone += [(now, self._towers.pop(key)) for key in list(self._towers) if key not in used]
+            ended = [towers for since, towers in self._gone if now - since > self.settings.seconds]
+            self._gone = [(since, towers) for since, towers in self._gone if towers not in ended]
+        for towers in ended:
             towers.close()
 
 

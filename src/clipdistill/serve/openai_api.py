@@ -20,7 +20,18 @@ from clipdistill.serve.batching import Rows
 from clipdistill.serve.failures import RESPONSES, RefusedError
 from clipdistill.serve.house import House
 from clipdistill.serve.pictures import picture_bytes
-from clipdistill.serve.schemas import LIST, MOST_IMAGES, MOST_TEXTS, OBJECT, STRING, TEXT_LENGTH, Image, Text, form_of
+from clipdistill.serve.schemas import (
+    LIST,
+    MOST_IMAGES,
+    MOST_TEXTS,
+    OBJECT,
+    STRING,
+    TEXT_LENGTH,
+    Image,
+    Name,
+    Text,
+    form_of,
+)
 from clipdistill.serve.towers import Towers
 from clipdistill.serve.work import Work
 
@@ -91,7 +102,7 @@ class EmbeddingRequest(Lenient):
     model_config = ConfigDict(json_schema_extra=_one_of("input", "messages"))
     input: AnyInput | SkipJsonSchema[None] = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | SkipJsonSchema[None] = None
-    model: str | None = None
+    model: Name | None = None
     modality: Literal["text", "image"] = "text"
     encoding_format: Literal["float", "base64"] | None = None
     embedding_type: Literal["float", "base64"] | None = None

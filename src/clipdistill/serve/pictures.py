@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from clipdistill.data.samples import from_base64
 from clipdistill.errors import DataError
+from clipdistill.serve.batching import seconds_left
 from clipdistill.serve.fetching import fetch
 
 _DATA = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
@@ -19,6 +20,7 @@ def picture_bytes(text: str, hosts: Sequence[str]) -> bytes:
     Raises :class:`DataError` for a text that is none of the three forms, and for an address that is not fetched.
     """
     if _WEB.match(text):
+        seconds_left("fetch everything")
         return fetch(text, hosts)
     if text[:5].lower() != "data:":
         return from_base64("".join(text.split()).encode("utf-8", "replace"))

@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field
 from clipdistill.serve.failures import RESPONSES, RefusedError
 from clipdistill.serve.house import House
 from clipdistill.serve.openai_api import AnyItem, Inputs, Item, Lenient, Usage, embed_items, item_of, tokens_of
-from clipdistill.serve.schemas import MOST_TEXTS, Text
+from clipdistill.serve.schemas import MOST_TEXTS, TEXT_LENGTH, Name, Text
 from clipdistill.serve.towers import Towers
 from clipdistill.serve.work import Work
 
-_MOST_LABELS, _MOST_TEMPLATES = 1000, 100
+_MOST_LABELS, _MOST_TEMPLATES, _MOST_ANSWERS = 1000, 100, 100_000
 #: Stands for the label in a template.
 _SLOT = "{}"
 
@@ -29,7 +29,7 @@ class RerankRequest(Lenient):
 
     query: AnyItem
     documents: Inputs
-    model: str | None = None
+    model: Name | None = None
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
 
@@ -60,7 +60,7 @@ class ClassifyRequest(Lenient):
     input: Inputs
     labels: Annotated[list[Text], Field(min_length=1, max_length=_MOST_LABELS)]
     templates: Annotated[tuple[Text, ...], Field(min_length=1, max_length=_MOST_TEMPLATES)] = ("a photo of a {}",)
-    model: str | None = None
+    model: Name | None = None
 
 
 class Prediction(BaseModel):
@@ -142,6 +142,8 @@ def _rerank(house: House, request: RerankRequest) -> RerankResponse:
 def _classify(house: House, request: ClassifyRequest) -> ClassifyResponse:
     name, towers = house.model(request.model)
     items = [_as_item(one) for one in request.input]
+    if len(items) * len(request.labels) > _MOST_ANSWERS:
+        raise RefusedError(400, f"inputs times labels are more than {_MOST_ANSWERS}", "input")
     labels = _label_rows(request, towers)
     scores = probabilities(towers, embed_items(items, towers, house.settings.fetch, "input") @ labels.T)
     data = []
@@ -159,6 +161,9 @@ def _label_rows(request: ClassifyRequest, towers: Towers) -> NDArray[np.float32]
         raise RefusedError(400, f"a template has no {_SLOT} for the label", "templates")
     if len(request.labels) * len(request.templates) > 2 * MOST_TEXTS:
         raise RefusedError(400, f"labels times templates are more than {2 * MOST_TEXTS}", "templates")
+    longest = max(map(len, request.labels))
+    if any(len(template) + template.count(_SLOT) * longest > TEXT_LENGTH for template in request.templates):
+        raise RefusedError(400, f"a template with its label has more than {TEXT_LENGTH} characters", "templates")
     texts = [template.replace(_SLOT, label) for label in request.labels for template in request.templates]
     rows = towers.texts(texts).reshape(len(request.labels), len(request.templates), -1).mean(axis=1)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)

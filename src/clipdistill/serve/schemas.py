@@ -17,6 +17,8 @@ MOST_TEXTS, MOST_IMAGES, MOST_IDS, MOST_HITS, TEXT_LENGTH = 2048, 64, 64, 1000, 
 NEGATIVE = 0.5
 
 Text = Annotated[str, Field(min_length=1, max_length=TEXT_LENGTH)]
+#: Of an index or a model.
+Name = Annotated[str, Field(max_length=200)]
 #: A data URI, base64 alone, or the address of a picture on a host that the server may fetch from.
 Image = Annotated[str, Field(min_length=1)]
 Weight = Annotated[float, Field(gt=0, le=1000)]
@@ -70,7 +72,7 @@ class SearchRequest(Strict):
     ``min_precision`` keeps hits whose probability is at least that. ``distinct`` leaves out copies of a better hit.
     """
 
-    index: str | None = None
+    index: Name | None = None
     texts: Annotated[list[AnyText], Field(max_length=MOST_IDS)] = []
     images: Annotated[list[AnyImage], Field(max_length=MOST_IDS)] = []
     ids: Annotated[list[AnyId], Field(max_length=MOST_IDS)] = []

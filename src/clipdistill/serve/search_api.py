@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from clipdistill.serve.schemas import (
     HitBody,
     IndexBody,
     IndexesResponse,
+    Name,
     Probability,
     SearchRequest,
     SearchResponse,
@@ -30,7 +32,8 @@ from clipdistill.serve.schemas import (
 )
 from clipdistill.serve.work import Work
 
-_YEAR = 365 * 24 * 3600
+#: Seconds that a browser keeps a thumbnail without asking: another index may come under the same name.
+_KEPT = 3600
 
 
 def search_router(house: House, work: Work) -> APIRouter:
@@ -45,7 +48,7 @@ def search_router(house: House, work: Work) -> APIRouter:
     @router.get("/api/search")
     async def search_text(
         q: Annotated[str, Parameter(min_length=1, max_length=TEXT_LENGTH)],
-        index: str | None = None,
+        index: Name | None = None,
         k: Annotated[int, Parameter(ge=1, le=MOST_HITS)] = 20,
         where: Annotated[str | None, Parameter(max_length=TEXT_LENGTH)] = None,
         min_precision: Probability | None = None,
@@ -69,8 +72,9 @@ def search_router(house: House, work: Work) -> APIRouter:
         data = found.thumbnail(name)
         if data is None:
             raise RefusedError(404, "the index has no thumbnail of such a picture")
-        lasting = f"max-age={_YEAR}, immutable" if v == found.version else "no-cache"
-        headers = {"Cache-Control": f"private, {lasting}", "ETag": f'"{found.version}"'}
+        lasting = f"max-age={_KEPT}" if v == found.version else "no-cache"
+        mark = hashlib.blake2b(data, digest_size=12).hexdigest()
+        headers = {"Cache-Control": f"private, {lasting}", "ETag": f'"{mark}"'}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         return Response(data, media_type="image/jpeg", headers=headers)

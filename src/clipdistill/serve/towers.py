@@ -17,7 +17,7 @@ from PIL import Image
 
 from clipdistill.search.pixels import Picture, read_pixels
 from clipdistill.search.runtime import Runtime
-from clipdistill.serve.batching import Batcher, Rows
+from clipdistill.serve.batching import Batcher, Rows, seconds_left
 from clipdistill.serve.failures import RefusedError
 from clipdistill.serve.metrics import Metrics
 
@@ -62,6 +62,7 @@ class Towers:
 
     def _prepare(self, picture: Picture) -> Mapping[str, NDArray[Any]]:
         with _DECODING:
+            seconds_left("decode everything")  # its turn may have come late
             return read_pixels(self.runtime.transform, [picture])
 
     def _embed_pixels(self, prepared: Sequence[Mapping[str, NDArray[Any]]]) -> Rows:

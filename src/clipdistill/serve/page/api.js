@@ -87,7 +87,7 @@ export async function search(state, index, signal, changes = {}) {
 
 /** The address of the thumbnail of a picture that no hit has told it of. */
 export function thumbnailOf(index, id) {
-  return `/thumbnails/${encodeURIComponent(index)}/${id.split("/").map(encodeURIComponent).join("/")}`;
+  return `/thumbnails/${encodeURIComponent(index)}/${encodeURIComponent(id)}`;
 }
 
 const drawn = new WeakMap();
