@@ -178,6 +178,12 @@ def test_a_wrong_filter_is_pointed_at(opened: Opener, site: Site) -> None:
     expect(page.locator(".hit").first).to_be_visible()
 
 
+def test_a_wrong_filter_is_pointed_at_in_chinese(opened: Opener, site: Site) -> None:
+    wrong = opened(f"/?q={site.likely}&where=hight < 3", locale="zh-CN").get_by_role("alert")
+    expect(wrong).to_contain_text("条件的第 1 个字符处有误")
+    expect(wrong).to_contain_text("hight < 3")
+
+
 def test_the_slider_keeps_likely_hits(opened: Opener, site: Site) -> None:
     page = opened(f"/?q={site.likely}")
     page.get_by_text("Refine").click()

@@ -61,7 +61,8 @@ function waiting(seconds, again) {
 export function placed(text, typed, sent) {
   const shift = sent.startsWith("(") && sent !== typed ? 1 : 0;
   const found = /^the filter is wrong at character (\d+): ([^\n]*)/.exec(text);
-  if (!found || !shift) return text;
+  if (!found) return text;
   const at = Math.min(Number(found[1]) - 1 - shift, typed.length);
-  return `the filter is wrong at character ${at + 1}: ${found[2]}\n    ${typed}\n    ${" ".repeat(at)}^`;
+  const pointed = shift ? `\n    ${typed}\n    ${" ".repeat(at)}^` : text.slice(text.indexOf("\n"));
+  return say("filterWrong", { at: at + 1, what: found[2] }) + pointed;
 }
