@@ -13,7 +13,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part; several processes may do so."""
     beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        beside.write_text(text, encoding="utf-8")
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         beside.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -21,6 +24,12 @@ def write_text(path: Path, text: str) -> None:
         if isinstance(error, OSError) and error.errno:  # named by the file that was asked for
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def mark(path: Path) -> tuple[int, ...]:
+    """What changes whenever :func:`write_text` writes a file: every time it is another one."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def checksum(path: Path) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipdistill.errors import SearchError
+from clipdistill.files import mark
 from clipdistill.search.filters import Filter
 from clipdistill.search.manifest import MANIFEST, Manifest, find
 from clipdistill.search.rescoring import search_rows, unit_queries, vectors_of
@@ -24,8 +25,8 @@ from clipdistill.search.tables import open_table
 class Index:
     """A published version of an index. Everything here can be called from several threads at once."""
 
-    def __init__(self, folder: Path, manifest: Manifest, table: Table, mark: tuple[int, ...]) -> None:
-        self.folder, self.manifest, self.table, self._mark = folder, manifest, table, mark
+    def __init__(self, folder: Path, manifest: Manifest, table: Table, seen: tuple[int, ...]) -> None:
+        self.folder, self.manifest, self.table, self._mark = folder, manifest, table, seen
 
     @classmethod
     def open(cls, where: str | Path, engine: str | None = None) -> Index:
@@ -35,13 +36,13 @@ class Index:
         Raises :class:`SearchError` for a folder that is no index, or not a complete one.
         """
         folder = Path(where)
-        mark = _mark(folder)
+        seen = _mark(folder)
         manifest = Manifest.read(folder)
         if engine:
             if not manifest.engine:
                 raise SearchError(f"{folder} keeps its rows in LanceDB, in its own folder; leave the engine out.")
             manifest = replace(manifest, engine=engine)
-        return cls(folder, manifest, open_table(manifest, folder), mark)
+        return cls(folder, manifest, open_table(manifest, folder), seen)
 
     @property
     def version(self) -> int:
@@ -95,9 +96,8 @@ class Index:
 
 
 def _mark(folder: Path) -> tuple[int, ...]:
-    """What changes whenever the manifest is written: every time it is another file."""
+    """What changes whenever the manifest is written; nothing where there is none."""
     try:
-        found = (folder / MANIFEST).stat()
+        return mark(folder / MANIFEST)
     except FileNotFoundError:
         return ()
-    return found.st_mtime_ns, found.st_ino, found.st_size

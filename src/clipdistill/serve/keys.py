@@ -13,7 +13,7 @@ import secrets
 from pathlib import Path
 
 from clipdistill.errors import ConfigError
-from clipdistill.files import write_text
+from clipdistill.files import mark, write_text
 
 _LINE = re.compile(r"(?P<name>[\w.@-]{1,64}) (?P<salt>[0-9a-f]{32}) (?P<hash>[0-9a-f]{64})")
 
@@ -30,11 +30,10 @@ class Keys:
     def refresh(self) -> None:
         """Read the file again if it is another; raises :class:`ConfigError` for one that is none, or has no keys."""
         try:
-            found = self.path.stat()
-            mark = (found.st_mtime_ns, found.st_ino, found.st_size)
-            if mark != self._mark:
+            now = mark(self.path)
+            if now != self._mark:
                 self._known = read_keys(self.path.read_text(encoding="utf-8"), str(self.path))
-                self._mark = mark
+                self._mark = now
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"the keys {self.path} cannot be read ({error}). "
