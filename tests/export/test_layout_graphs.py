@@ -135,6 +135,17 @@ def test_transformers_js_embeds_and_classifies(node: str, make_model: Callable[[
     check_operators(out)
 
 
+def test_transformers_js_finds_large_weights_in_the_graphs(
+    make_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    export_layout(make_square(make_model), tmp_path / "out", "transformers.js", SMALL)
+    names = {"model.onnx", "text_model.onnx", "vision_model.onnx"}
+    assert left_in(tmp_path / "out" / "onnx") == names
+    for name in names:
+        onnxruntime.InferenceSession((tmp_path / "out" / "onnx" / name).read_bytes())
+
+
 def _linear(folder: Path, side: str, given: str, weights: NDArray[np.float32]) -> None:
     """Write a graph of one product, ``[batch, 3] -> [batch, 2]``, as if it were a tower."""
     names = {"image": "vision", "text": "text"}

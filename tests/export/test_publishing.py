@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clipdistill.cli import main
 from clipdistill.errors import ConfigError, DataError, ModelError
+from clipdistill.export import gate, reading
 from clipdistill.export import onnx as job
-from clipdistill.export import reading
 from clipdistill.export.onnx import export
 from clipdistill.models.huggingface import load
 from clipdistill.search.runtime import Runtime
@@ -178,6 +179,29 @@ def test_a_precision_by_name_is_measured_and_ships(
     assert section["image"]["file"] in section["files"]
     assert section["gate"]["judged_by"] == "neighbours"
     assert main(["doctor", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_weights_too_large_for_one_file_ship_beside_their_graph(
+    precision: str, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    monkeypatch.setattr(gate, "time_in_turn", lambda *graphs: gate.Timing(1.0, 1.0))  # nothing is faster
+    out = tmp_path / "out"
+    words = ["export", str(classifier), "--out", str(out), "--data", "scenes:test?n=12", "--precision", precision]
+    assert main(words) == 0
+    graph = out / "onnx" / "vision_model.onnx"
+    weights = graph.with_name("vision_model.onnx.data")
+    assert {"onnx/vision_model.onnx", "onnx/vision_model.onnx.data"} <= left_in(out)
+    section = json.loads((out / "clipdistill.json").read_text())["runtime"]
+    assert "onnx/vision_model.onnx.data" in section["files"]
+    assert gate.file_bytes(graph) == graph.stat().st_size + weights.stat().st_size
+    out.replace(tmp_path / "moved")
+    rows = Runtime.open(tmp_path / "moved").images([Image.new("RGB", (40, 30), "red")])
+    assert np.linalg.norm(rows) == pytest.approx(1, abs=1e-5)
+    assert main(["doctor", str(tmp_path / "moved")]) == 0
+    (tmp_path / "moved" / "onnx" / weights.name).write_bytes(b"others")
+    assert main(["doctor", str(tmp_path / "moved")]) == 1
 
 
 def test_options_that_mean_nothing_are_refused(classifier: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from clipdistill.errors import ClipdistillError, ModelError
 from clipdistill.export.gallery import Gallery, Inputs, Judged, Rows, judged_by, quality
 from clipdistill.export.quantise import CANDIDATES, FLOAT32, Candidate, make
 from clipdistill.progress import progress
-from clipdistill.search.engines import ONNXRUNTIME, OPENVINO, Graph, open_graph
+from clipdistill.search.engines import ONNXRUNTIME, OPENVINO, Graph, open_graph, parts
 
 #: Turns of each of two graphs, and the runs of a turn that are counted, after seconds of runs that are not.
 _TURNS, _RUNS, _SETTLING = 12, 3, 0.01
@@ -145,8 +145,8 @@ def _measure(
 
 
 def file_bytes(path: Path) -> int:
-    """Bytes of a graph with its weights, which OpenVINO keeps in a file of their own."""
-    return sum(part.stat().st_size for part in {path, path.with_suffix(".bin")} if part.exists())
+    """Bytes of a graph with its weights, wherever they are."""
+    return sum(part.stat().st_size for part in parts(path))
 
 
 def time_in_turn(one: Graph, other: Graph, inputs: Inputs, clock: Callable[[], float] = time.perf_counter) -> Timing:

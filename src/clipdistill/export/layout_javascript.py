@@ -20,6 +20,7 @@ from clipdistill.export.reading import TOKENIZER, write_tokenizer
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.huggingface import HuggingFaceEncoder
 from clipdistill.models.vocabulary import write_tokenizer as write_tokenizer_files
+from clipdistill.search.engines import parts
 from clipdistill.search.runtime import SECTION, Runtime
 from clipdistill.search.tokens import Reader, TextRules
 
@@ -66,8 +67,19 @@ def write_javascript(encoder: DualEncoder, folder: Path) -> Rows:
     example = Reader(folder / TOKENIZER, rules)(["a photo of two dogs", "a red circle left of a blue star"])
     tokens = {name: torch.from_numpy(array) for name, array in example.items()}
     write_graph(encoder, "text", tokens, folder / _GRAPHS["text"], own_length=not rules.fixed)
+    for name in _GRAPHS.values():
+        _in_one_file(folder / name)
     write_joint(folder, encoder.scale, None if encoder.bias is None else float(encoder.bias.item()))
     return _open(encoder, folder, rules)
+
+
+def _in_one_file(path: Path) -> None:
+    """Put weights that lie beside a graph into it: the library looks for them only where its caller says so."""
+    onnx: Any = need("onnx", "export")
+    if beside := parts(path) - {path}:
+        onnx.save(onnx.load(path), path)
+        for part in beside:
+            part.unlink()
 
 
 def change(path: Path, values: Mapping[str, Any]) -> None:

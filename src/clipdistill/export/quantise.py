@@ -1,6 +1,6 @@
 """Candidates for what a tower ships as: its float32 graph in other precisions and for other engines.
 
-Each is made from the float32 ONNX file alone, and is one file beside it. ``probes`` are inputs of the graph, a picture
+Each is made from the float32 ONNX graph alone, and lies beside it. ``probes`` are inputs of the graph, a picture
 or a caption each: what is calibrated on, and what sensitivity is measured on.
 """
 

@@ -13,7 +13,7 @@ from clipdistill.export.gate import Gate, Measured, run_gate
 from clipdistill.export.gate_table import as_dict
 from clipdistill.export.probes import Probes
 from clipdistill.export.quantise import CANDIDATES, FLOAT32, Candidate
-from clipdistill.search.engines import ONNXRUNTIME
+from clipdistill.search.engines import ONNXRUNTIME, parts
 from clipdistill.search.golden import GOLDEN, LEAST_COSINE, golden_rows
 from clipdistill.search.pixels import read_pixels
 from clipdistill.search.runtime import SECTION, Runtime
@@ -76,7 +76,7 @@ def _inputs(runtime: Runtime, probes: Probes) -> dict[str, list[Inputs]]:
 def _delete_others(folder: Path, gate: Gate) -> None:
     """Delete the files of all candidates that are not kept, half-made ones among them."""
     files = [one.file for several in gate.kept.values() for one in several.values() if one.file is not None]
-    kept = {part for file in files for part in (file, file.with_suffix(".bin"))}
+    kept = {part for file in files for part in parts(file)}
     for part in [*(folder / "onnx").iterdir(), *folder.glob("openvino/*")]:
         if part not in kept:
             part.unlink()

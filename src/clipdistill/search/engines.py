@@ -22,8 +22,18 @@ ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 BFLOAT16 = "bfloat16"
 
 
+def parts(path: Path) -> set[Path]:
+    """The files that a graph is: its own, and its weights where they are beside it, in OpenVINO's .bin or a .data.
+
+    torch writes weights of more than 1.5 GB as NAME.onnx.data, for a protobuf holds two; the .onnx names that file, so
+    neither may be renamed.
+    """
+    beside = (path.with_suffix(".bin"), path.with_name(f"{path.name}.data"))
+    return {path, *(part for part in beside if part.is_file())}
+
+
 def open_graph(path: Path, engine: str, precision: str = "float32", threads: int | None = None) -> Graph:
-    """Load a graph: an .onnx file, or for ``openvino`` an .xml with its .bin beside it.
+    """Load a graph: an .onnx file, or for ``openvino`` an .xml, with what is beside it (:func:`parts`).
 
     ``threads`` of the CPU, as many as the engine thinks best by default. Raises :class:`SearchError` for a file that
     is missing or damaged and for an unknown engine, :class:`ConfigError` for an engine that is not installed.
