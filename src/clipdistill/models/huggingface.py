@@ -30,6 +30,7 @@ from clipdistill.errors import ModelError, did_you_mean
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import DualEncoder, Inputs
 from clipdistill.models.hub import OPEN_CLIP, checkpoint_file, is_open_clip, model_folder
+from clipdistill.models.own_code import refuse_code, refuse_map
 from clipdistill.models.preprocessing import read_processor, transform_of
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 
@@ -230,6 +231,9 @@ def read_config(folder: Path) -> tuple[Family, Any]:
     if kind not in FAMILIES:
         raise ModelError(f"{path}: model_type '{kind}' is not a known dual encoder.{did_you_mean(kind, FAMILIES)}")
     towers.import_for(path)
+    for part in json.loads(path.read_text(encoding="utf-8")).values():
+        if isinstance(part, Mapping):  # a tower's own configuration
+            refuse_map(part, path)
     try:
         with quiet():
             return FAMILIES[kind], FAMILIES[kind].model.config_class.from_pretrained(folder)
@@ -279,10 +283,12 @@ def read_weights(model: Any, config: Any, folder: Path, device: str, **arguments
                 use_safetensors=not pickled,
                 weights_only=True,
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 **arguments,
             )
     except Exception as error:  # truncated files, wrong shapes, missing shards: each library has its own classes
+        refuse_code(error, folder)
         raise ModelError(f"the weights in {folder} cannot be loaded: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ModelError(

@@ -23,7 +23,7 @@ from clipdistill.errors import ModelError
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import Inputs
 from clipdistill.models.hub import OPEN_CLIP_CONFIG
-from clipdistill.models.huggingface import hash_model, tokenizer_text
+from clipdistill.models.huggingface import hash_model, model_type, tokenizer_text
 from clipdistill.models.open_clip_origin import (
     LOCAL,
     WEIGHTS,
@@ -35,6 +35,7 @@ from clipdistill.models.open_clip_origin import (
     in_folder,
     library,
 )
+from clipdistill.models.own_code import refuse_map
 from clipdistill.models.preprocessing import prove
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 
@@ -178,7 +179,9 @@ def _open(uri: str, origin: Origin, device: str) -> OpenClipEncoder:
     if "multimodal_cfg" in origin.config:
         raise ModelError(f"{uri} is a CoCa, which also writes captions; expected a model of two towers alone.")
     check_weights(origin)
-    fetch(origin.config["text_cfg"].get("hf_model_name"))
+    if tower := fetch(origin.config["text_cfg"].get("hf_model_name")):
+        model_type(tower)  # is there a configuration at all?
+        refuse_map(json.loads((tower / "config.json").read_text(encoding="utf-8")), tower / "config.json")
     tokenize = _tokenizer(uri, origin)
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are all replaced
@@ -203,6 +206,8 @@ def _tokenizer(uri: str, origin: Origin) -> Any:
     text = origin.config["text_cfg"]
     if (text.get("tokenizer_kwargs") or {}).get("reduction_mask"):
         raise ModelError(f"{uri}: its tokenizer leaves out words at random (reduction_mask); set it to ''.")
+    if (text.get("tokenizer_kwargs") or {}).get("trust_remote_code"):
+        raise ModelError(f"{uri} asks for code of its tokenizer's own to be run (trust_remote_code); set it to false.")
     if text.get("hf_tokenizer_name"):
         local = origin.tokenizer.startswith(LOCAL)
         read_tokenizer(origin.folder if local and origin.folder else fetch(text["hf_tokenizer_name"]) or Path())

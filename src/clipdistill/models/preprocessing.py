@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
 from clipdistill.data.views import Transform
 from clipdistill.errors import ModelError
+from clipdistill.models.own_code import refuse_code
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
 #: From so many pixels on ConvNeXt's image processor crops nothing.
@@ -27,8 +28,9 @@ def read_processor(folder: Path) -> Any:
             "Copy it from the original model: a guess would ruin every embedding silently."
         )
     try:
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken JSON file raises classes of every kind
+        refuse_code(error, folder)
         raise ModelError(f"the image processor in {folder} cannot be loaded: {error}") from error
 
 

@@ -28,6 +28,7 @@ from clipdistill.models import sentences
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import Inputs
 from clipdistill.models.huggingface import TextRules, hash_model, model_type, quiet, read_weights, tokenizer_text
+from clipdistill.models.own_code import refuse_code
 from clipdistill.models.sentences import SentenceModel, Sentences
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 
@@ -188,8 +189,9 @@ def _read_config(folder: Path) -> Any:
     path, kind = folder / "config.json", model_type(folder)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # an unknown model type, a value of the wrong type: the library's own classes
+        refuse_code(error, folder)
         raise ModelError(f"{path} is not a valid {kind} configuration: {error}") from error
     if config.is_encoder_decoder and type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING:
         raise ModelError(f"{path}: a {kind} has no encoder of its own in transformers. Choose an encoder such as BERT.")

@@ -30,6 +30,7 @@ from clipdistill.errors import ConfigError, did_you_mean
 from clipdistill.models import import_library
 from clipdistill.models.hub import model_folder
 from clipdistill.models.huggingface import HuggingFaceEncoder, model_type, quiet
+from clipdistill.models.own_code import refuse_code
 from clipdistill.models.presets import Preset, tower_name
 
 TIMM = "timm:"
@@ -134,8 +135,9 @@ def _folder_config(uri: str) -> Any:
     import_for(folder / "config.json")
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # an unknown model type, a value of the wrong type: the library's own classes
+        refuse_code(error, folder)
         raise ConfigError(f"student.vision: {folder / 'config.json'} is not a configuration: {error}") from error
     return copy.deepcopy(getattr(config, "vision_config", config))
 
@@ -154,7 +156,7 @@ def _measure(config: Any, name: str) -> None:
     size = config.image_size
     try:
         with torch.device("meta"):
-            tower = AutoModel.from_config(config).eval()
+            tower = AutoModel.from_config(config, trust_remote_code=False).eval()
             shape = tuple(tower(pixel_values=torch.zeros(1, 3, size, size)).pooler_output.shape)
     except Exception as error:  # no such input, no pooled output, a size that does not divide: whatever the class says
         raise ConfigError(

@@ -192,9 +192,11 @@ def load(uri: str, folder: Path, device: str = "cpu") -> VisionEncoder:
 def _read_config(folder: Path) -> Any:
     """Read the configuration of a model whose input is pictures; raises :class:`ModelError` for any other."""
     path, kind = folder / "config.json", model_type(folder)
+    config = None
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True) if kind in CONFIG_MAPPING else None
+            if kind in CONFIG_MAPPING:
+                config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a value of the wrong type: the library's own validation classes
         raise ModelError(f"{path} is not a valid {kind} configuration: {error}") from error
     if not _takes_pictures(config):

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, CLIPTokenizer
 
 from clipdistill.errors import ConfigError, ModelError
+from clipdistill.models.own_code import refuse_code
 
 #: Any of these holds a vocabulary. Without one, transformers would make an empty tokenizer and say nothing.
 _VOCABULARY_FILES = (
@@ -43,13 +44,14 @@ def read_tokenizer(folder: Path) -> Any:
     if (folder / _WORD_PIECES).is_file() and not any((folder / name).is_file() for name in _TOKENIZER_CONFIGS):
         return read_word_pieces(folder / _WORD_PIECES, **(TEAM if (folder / TEAM_MARK).is_file() else {}))
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ImportError as error:  # SigLIP's own tokenizer class is not among the fast ones
         raise ModelError(
             f"the tokenizer in {folder} needs packages that are not installed. Install them with: "
             "pip install sentencepiece protobuf"
         ) from error
     except Exception as error:  # a broken file: the library's backends raise bare classes of every kind
+        refuse_code(error, folder)
         raise ModelError(
             f"the tokenizer in {folder} cannot be loaded: {error}. Copy the original model's tokenizer files again."
         ) from error
