@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clipdistill.config import make_run
 from clipdistill.errors import ClipdistillError
+from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.evidence.cells import Known, jobs, teacher_jobs
+from clipdistill.evidence.compare import compare
 from clipdistill.evidence.grid import Grid, make_grid
+from clipdistill.evidence.measure import cosines
+from clipdistill.models.huggingface import load
+from clipdistill.teachers.embed import embed
 from clipdistill.training.loop import distill
-from tiny_runs import TINY
+from tiny_runs import TINY, tiny_run
 
 TRAIN = {"steps": 2, "batch_size": 16, "workers": 0, "precision": "float32"}
 TEACHER: dict[str, Any] = {"recipe": "clip", "data": "scenes:train?n=32", "student": TINY, "train": TRAIN}
@@ -98,3 +105,56 @@ def test_a_cell_may_keep_its_teacher_live(tmp_path: Path) -> None:
     assert runs["live"].teachers == {"T": str(first.student)}
     assert runs["stored"].teachers.keys() == {"T"}
     assert runs["stored"].teachers["T"].startswith(str(tmp_path / "stores"))
+
+
+def test_cells_are_set_beside_the_teacher_they_were_given(tmp_path: Path) -> None:
+    for number, name in enumerate(("small", "large"), 1):
+        distill(tiny_run(tmp_path / name, seed=number, train={"steps": number}))
+    models = {name: str(tmp_path / name / "student") for name in ("small", "large")}
+    cells = {
+        "clip": {"recipe": "clip"},
+        **{name: {"recipe": "feature", "teachers": {"T": model}} for name, model in models.items()},
+    }
+    found = grid(cells=cells, teacher=None, teachers=None)
+    outcome, _ = compare(found, tmp_path / "out")
+    assert set(outcome.known_teachers) == {f"teacher: {model}" for model in models.values()}
+    tasks = Tasks.open(**found.evaluate.uris())
+    for name, model in models.items():
+        teacher = evaluate({name: load(model)}, tasks)[0]
+        measured = outcome.trials[name][0].measured
+        student = evaluate({name: load(measured.uri)}, tasks)[0]
+        assert outcome.top(name, "mean_recall") == pytest.approx(teacher.metrics["mean_recall"])
+        assert measured.cosines == pytest.approx(cosines(student, teacher))
+    report = (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
+    assert all(f"teacher: {model}" in report for model in models.values())
+
+
+def test_a_run_is_another_when_what_it_names_has_changed(tmp_path: Path) -> None:
+    for name, size in (("run", 520), ("other", 540)):
+        distill(tiny_run(tmp_path / name, student={**TINY, "vocab_size": size}, train={"steps": 1}))
+    model, store, texts = tmp_path / "run" / "student", tmp_path / "store", tmp_path / "more.txt"
+    embed("scenes:train?n=32", str(model), store, workers=0)
+    texts.write_text("a dog\na cat\n")
+
+    def content(**changes: Any) -> str:
+        plain = {"recipe": "feature", "data": "scenes:train?n=32", "train": TRAIN, "out": "x"}
+        return Known().content(make_run({**plain, "teachers": {"T": str(store)}, "unpaired": [str(texts)], **changes}))
+
+    runs: list[dict[str, Any]] = [
+        {},
+        {"student": {"config": str(model)}},
+        {"student": {"preset": "scenes-student", "vision": str(model)}},
+        {"student": {"preset": "scenes-student", "tokenizer": str(model)}},
+        {"stages": [{}, {"student": {"inherit": "even", "inherit_from": str(model)}}]},
+    ]
+    first = [content(**run) for run in runs]
+    assert first == [content(**run) for run in runs]
+    for choice in ("views=any", "missing=skip"):
+        assert content(teachers={"T": f"{store}?{choice}"}) != first[0]
+    texts.write_text("a dog\na red cat\n")
+    second = [content(**run) for run in runs]
+    assert not set(first) & set(second)
+    shutil.copytree(tmp_path / "other" / "student", model, dirs_exist_ok=True)
+    third = [content(**run) for run in runs]
+    assert third[0] == second[0], "the store is what it was"
+    assert not set(third[1:]) & set(second[1:])

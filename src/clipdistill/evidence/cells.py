@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from clipdistill import __version__
 from clipdistill.algebra.nodes import LOGITS
@@ -20,8 +21,11 @@ from clipdistill.data.sources import pairs
 from clipdistill.errors import ModelError
 from clipdistill.evidence.grid import Grid
 from clipdistill.evidence.grid_runs import LETTER, TEACHER, main_teacher, recipe_teachers, recipes_of
+from clipdistill.files import checksum
 from clipdistill.models.bundle import RECORD
-from clipdistill.models.huggingface import load
+from clipdistill.models.huggingface import load, tokenizer_of, tokenizer_text
+from clipdistill.models.students import config_folder
+from clipdistill.models.towers import TIMM
 from clipdistill.models.vocabulary import end_token_id
 from clipdistill.teachers.embed import embed
 from clipdistill.teachers.manifest import MANIFEST
@@ -96,8 +100,8 @@ class Known:
     def model(self, uri: str) -> Facts:
         """Load a model once to learn about it."""
         if uri not in self._models and is_store(uri):
-            store, _ = open_teacher_store(uri)
-            self._models[uri] = Facts(store.fingerprint, store.width, False)
+            store, choices = open_teacher_store(uri)
+            self._models[uri] = Facts(f"{store.fingerprint} {choices}", store.width, False)
         elif uri not in self._models:
             encoder = load(uri)
             self._models[uri] = Facts(encoder.fingerprint, encoder.width, _lends(encoder.tokenizer))
@@ -110,7 +114,7 @@ class Known:
         digits.
         """
         facts = self.model(uri)
-        key = hashlib.blake2b(f"{facts.fingerprint} {self.data(data)}".encode(), digest_size=6).hexdigest()
+        key = _hash(f"{facts.fingerprint} {self.data(data)}")
         store = Store(uri, folder / key)
         name = f"{store.folder}?views=any"
         self.stores[name] = store
@@ -124,16 +128,42 @@ class Known:
         content["recipe"] = Recipe.load(config.recipe).to_dict()["terms"]
         for stage in content["stages"]:
             stage["recipe"] = stage["recipe"] and Recipe.load(stage["recipe"]).to_dict()["terms"]
-        content["data"] = self.data(config.data)
+            stage["student"] = self._student(stage["student"])
+        content["data"], content["unpaired"] = self.data(config.data), [self.data(uri) for uri in config.unpaired]
         content["teachers"] = {
             letter: uri if uri == SELF else self.model(uri).fingerprint for letter, uri in config.teachers.items()
         }
-        for key in ("tokenizer", "pretrained", "inherit_from"):
-            uri = content["student"][key]
-            known = key != "tokenizer" or uri in self._models
-            content["student"][key] = self.model(uri).fingerprint if uri and known else uri
+        content["student"] = self._student(content["student"])
         content["package"] = __version__
-        return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
+        return _hash(json.dumps(content, sort_keys=True, default=str))
+
+    def _student(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run or a stage says of its student, with the content of what it names in the place of names."""
+        reads: dict[str, Callable[[str], str]] = {
+            "pretrained": lambda uri: self.model(uri).fingerprint,
+            "inherit_from": lambda uri: self.model(uri).fingerprint,
+            "tokenizer": self._tokenizer,
+            "config": _architecture,
+            "vision": lambda uri: uri if uri.startswith(TIMM) else _architecture(uri),
+        }
+        return {
+            key: reads[key](value) if key in reads and value and isinstance(value, str) else value
+            for key, value in given.items()
+        }
+
+    def _tokenizer(self, uri: str) -> str:
+        if uri in ("auto", "train"):
+            return uri
+        return self._models[uri].fingerprint if uri in self._models else _hash(tokenizer_text(tokenizer_of(uri)))
+
+
+def _architecture(uri: str) -> str:
+    """The hash of the config.json that a student is built after."""
+    return checksum(config_folder(uri) / "config.json")
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
 def teacher_jobs(grid: Grid, out: Path, known: Known) -> list[Job]:

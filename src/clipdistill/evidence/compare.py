@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +55,9 @@ def compare(grid: Grid, out: Path, at_once: int | None = 1, forecast: bool = Fal
     work = jobs(grid, out, known, trained)
     embed_stores(work, known)
     run_all(work, at_once)
-    against: Mapping[str, str | None] = trained or {TEACHER: _given_teacher(grid)}
-    judges = {name: Judge(tasks, known, uri) for name, uri in against.items()}
-    outcome = _outcome(grid, work, judges, out)
+    models, taught = _teachers(grid, trained)
+    judges = {name: Judge(tasks, known, uri) for name, uri in models.items()}
+    outcome = _outcome(grid, work, judges, taught, out)
     outcome = replace(outcome, forecasts=tuple(forecasts(families, outcome)))
     page = write_grid_report(outcome, out, f"clipdistill compare: {grid.name}", _facts(grid, work, first))
     return outcome, page
@@ -91,15 +92,16 @@ def tables(outcome: Outcome) -> list[Table]:
     return [*(_table(outcome, metric) for metric in outcome.headline), *ahead, *claims]
 
 
-def _outcome(grid: Grid, work: Sequence[Job], judges: Mapping[str, Judge], out: Path) -> Outcome:
+def _outcome(
+    grid: Grid, work: Sequence[Job], judges: Mapping[str, Judge], taught: Mapping[str, str], out: Path
+) -> Outcome:
     """Measure every student, and its likeness to its own teacher."""
     trials: dict[str, dict[int, Trial]] = {cell: {} for cell in grid.cells}
     for job in work:
-        measured = judges[grid.taught_by(job.cell) or TEACHER].student(job)
+        measured = judges[taught[job.cell]].student(job)
         trials[job.cell][job.seed] = Trial(measured, training_seconds(job.folder), learning_curve(job.folder))
-    folders = {name: out if name == TEACHER else out / "teachers" / name for name in judges}
+    folders = {name: out if name == TEACHER else out / "teachers" / _file_name(name) for name in judges}
     teachers = {name: found for name, judge in judges.items() if (found := judge.of_teacher(folders[name]))}
-    taught = {cell: name for cell in grid.cells if (name := grid.taught_by(cell))}
     outcome = Outcome(trials, grid.baseline, grid.metrics, next(iter(teachers.values()), None), teachers, taught)
     known = [metric for metric in grid.metrics if metric in outcome.metrics]
     # Labelled data give a classifier other metrics than a dual encoder.
@@ -107,13 +109,26 @@ def _outcome(grid: Grid, work: Sequence[Job], judges: Mapping[str, Judge], out: 
     return replace(outcome, claims=judge(grid.claims, outcome))
 
 
-def _given_teacher(grid: Grid) -> str | None:
-    """The teacher that the cells name, which may differ in which letters they give but not in what stands behind."""
-    teachers: dict[str, str] = {}
-    for cell in grid.cells.values():
-        teachers |= cell.teachers
-    main = main_teacher(teachers)
-    return None if main is None else model_behind(main)
+def _teachers(grid: Grid, trained: Mapping[str, str]) -> tuple[Mapping[str, str | None], dict[str, str]]:
+    """The models that cells are set beside, by name, and the name of each cell's: its own teacher, or else the first.
+
+    None is a model that is not here, of which there are stored rows alone. The only one that is given is called just
+    that, several by what was given.
+    """
+    if trained:
+        return trained, {cell: grid.taught_by(cell) or TEACHER for cell in grid.cells}
+    given = {cell: main for cell, run in grid.cells.items() if (main := main_teacher(run.teachers))}
+    behind = {uri: model_behind(uri) for uri in given.values()}
+    several = len(set(behind.values())) > 1
+    names = {uri: f"{TEACHER}: {model or uri}" if several else TEACHER for uri, model in behind.items()}
+    models = {names[uri]: model for uri, model in behind.items()} or {TEACHER: None}
+    return models, {cell: names[given[cell]] if cell in given else next(iter(models)) for cell in grid.cells}
+
+
+def _file_name(name: str) -> str:
+    """The name of a teacher as a folder's; of one that was given, which may be a path, a hash."""
+    given = name.startswith(f"{TEACHER}: ")
+    return hashlib.blake2b(name.encode(), digest_size=6).hexdigest() if given else name
 
 
 def _facts(grid: Grid, work: Sequence[Job], teachers: Sequence[Job]) -> dict[str, Any]:

@@ -59,8 +59,9 @@ class Line:
 class Outcome:
     """All trials by cell and seed; ``headline`` are the metrics told first; ``teacher`` what students should become.
 
-    ``teachers`` are those that the grid trained, by name, and ``taught`` names the one of each cell. ``claims`` were
-    held against the trials, ``forecasts`` made from them.
+    ``teachers`` are those that the grid trained or was given, by name, and ``taught`` names the one of each cell,,
+    which is none of them where only its rows are there. ``claims`` were held against the trials, ``forecasts`` made
+    from them.
     """
 
     trials: dict[str, dict[int, Trial]]
@@ -79,7 +80,7 @@ class Outcome:
 
     def top(self, cell: str, metric: str) -> float | None:
         """What the teacher of a cell reaches."""
-        teacher = self.teachers[self.taught[cell]] if cell in self.taught else self.teacher
+        teacher = self.teachers.get(self.taught[cell]) if cell in self.taught else self.teacher
         return teacher.metrics.get(metric) if teacher else None
 
     def teacher_figure(self, name: str, figure: str) -> float | None:

@@ -61,7 +61,7 @@ def choose_tokenizer(spec: StudentSpec, teacher: Any | None, captions: Iterable[
 def _context_length(spec: StudentSpec) -> int:
     if spec.config is None:
         return spec.shape().context_length
-    _, config = read_config(_config_folder(spec.config))
+    _, config = read_config(config_folder(spec.config))
     return int(config.text_config.max_position_embeddings)
 
 
@@ -138,7 +138,7 @@ def _build(
     donor: HuggingFaceEncoder | None,
 ) -> HuggingFaceEncoder:
     if spec.config:
-        family, config = read_config(_config_folder(spec.config))
+        family, config = read_config(config_folder(spec.config))
         processor = _processor_for(config, teacher_transform)
     elif donor is not None:
         config = _resized(donor.module.config, spec, embed_dim)
@@ -157,7 +157,7 @@ def _name(spec: StudentSpec) -> str:
     return f"{name} with {tower_name(spec.vision)}" if spec.vision else name
 
 
-def _config_folder(uri: str) -> Path:
+def config_folder(uri: str) -> Path:
     """Return the folder of a configuration given as a folder, a hub name or the config.json itself."""
     path = Path(uri).expanduser()
     return path.parent if path.name == "config.json" and path.is_file() else model_folder(uri, weights=False)
