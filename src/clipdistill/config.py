@@ -64,9 +64,8 @@ class Duration:
         return round(self.amount * per_unit[self.unit])
 
     def __str__(self) -> str:
-        if self.unit == "step":
-            return f"{self.amount:g}"
-        return f"{self.amount:g}{'%' if self.unit == '%' else f' {self.unit}s'}"
+        amount = f"{self.amount:.12f}".rstrip("0").rstrip(".")
+        return amount + {"step": "", "%": "%"}.get(self.unit, f" {self.unit}s")
 
 
 Length = Annotated[Duration, BeforeValidator(Duration.parse), PlainSerializer(str)]
@@ -335,9 +334,12 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text.strip() else None
     except yaml.YAMLError as error:
         raise ConfigError(f"override {key}: the value {text!r} is not readable: {error}") from error
-    # A URI such as 'a: b' is text, not a mapping; only braces make a mapping on the command line.
+    # A URI such as 'a: b' is text, not a mapping; only braces make a mapping on the command line. Nor has it comments:
+    # 'photos #1' is a folder.
     if isinstance(value, dict) and not text.lstrip().startswith("{"):
         value = text
+    elif isinstance(value, (str, type(None))) and "#" in text and not text.lstrip().startswith(("'", '"')):
+        value = text.strip()
     *parents, leaf = key.strip().split(".")
     for parent in parents:
         data = data.setdefault(parent, {})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clipdistill.config import Duration, Plan, load_run, make_run
+from clipdistill.config import Duration, Plan, apply_override, load_run, make_run
 from clipdistill.errors import ConfigError
 
 MINIMAL = ["data=photos", "train.steps=200", "out=runs/a"]
@@ -117,3 +118,16 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
     run = make_run({"data": "x", "out": "y", "train": {"steps": 1, "batch_size": 64, "accumulate": 2}})
     with pytest.raises(ConfigError, match=r"one step takes 128 samples .* the data hold 100"):
         run.train.plan(100)
+
+
+@pytest.mark.parametrize("text", ["1000000 samples", "1234567 samples", "0.5 epochs", "12.5%", "200"])
+def test_durations_are_written_as_they_are_read(text: str) -> None:
+    duration = Duration.parse(text)
+    assert Duration.parse(str(duration)) == duration
+
+
+@pytest.mark.parametrize(("text", "value"), [("photos #1/train", "photos #1/train"), ("#1", "#1"), ("'a' # b", "a")])
+def test_a_command_line_has_no_comments(text: str, value: str) -> None:
+    data: dict[str, Any] = {}
+    apply_override(data, f"data={text}")
+    assert data == {"data": value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -18,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from clipdistill.data import remote as remote_module
 from clipdistill.data.images import decode, fetch
-from clipdistill.data.remote import look_up
+from clipdistill.data.remote import look_up, no_commands
 from clipdistill.data.samples import Source, TarMember
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError, DataError
@@ -286,3 +287,15 @@ def test_an_open_file_is_read_to_its_end_after_it_has_left_the_cache(
     files[1].local()  # used last: the other one makes room
     files[0].local()
     assert copies(cache) == sorted(file.cached for file in files[:2])
+
+
+def test_a_command_that_a_file_names_is_not_run(tmp_path: Path, cache: Path) -> None:
+    touch = f"pipe:touch {tmp_path}/ran; cat {tmp_path}/00000.tar"
+    (tmp_path / "mix.yaml").write_text(json.dumps([{"data": touch}]))
+    for uri in (touch, f"{tmp_path}/0.tar::{touch}", f"{tmp_path}/pi{{pe,pe}}:x", str(tmp_path / "mix.yaml")):
+        with no_commands(), pytest.raises(DataError):
+            pairs(uri)
+    with no_commands(), pytest.raises(DataError, match="a command is run only where you name it yourself"):
+        pairs(touch)
+    assert not (tmp_path / "ran").exists()
+    assert look_up([touch])[0].url == touch  # outside, it may be

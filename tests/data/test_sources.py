@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from clipdistill.data.samples import Sample
-from clipdistill.data.sources import from_samples, pairs
+from clipdistill.data.sources import Samples, from_samples, pairs
+from clipdistill.data.sources.listed import Kept
 from clipdistill.errors import DataError
 
 Rows = list[dict[str, Any]]
@@ -382,3 +383,26 @@ def test_a_caption_may_be_very_long(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
     (tmp_path / "data.csv").write_text("filepath,title\none.png," + "very long " * 20_000)
     assert len(pairs(tmp_path / "data.csv")[0].captions[0]) > 131_072
+
+
+def test_half_a_character_is_a_question_mark() -> None:
+    sample = Sample("a", None, {"": ["cut \ud83d", "红色 🚲", " "]})
+    assert sample.captions == ["cut ?", "红色 🚲"]
+
+
+def test_what_is_kept_of_a_source_is_read_from_it() -> None:
+    whole = pairs("scenes:train?n=20")
+    places = np.array([1, 4, 5, 19])
+    kept = Kept(whole.uri, whole, places)
+    assert [kept[place].id for place in range(len(kept))] == [whole[int(place)].id for place in places]
+    assert kept.blocks is None
+    assert kept.fingerprint not in (whole.fingerprint, Kept(whole.uri, whole, places[:3]).fingerprint)
+    assert kept.fingerprint == Kept(whole.uri, whole, places.copy()).fingerprint
+    in_blocks = Kept("x", InBlocks("x", list(whole)), places)
+    assert in_blocks.blocks == [2, 1, 1]
+
+
+class InBlocks(Samples):
+    @property
+    def blocks(self) -> list[int]:
+        return [5, 5, 10]

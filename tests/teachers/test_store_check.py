@@ -124,3 +124,14 @@ def test_data_that_have_changed_are_found(store: Path) -> None:
 def test_no_store_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not a store"):
         check_store(tmp_path)
+
+
+def test_a_store_runs_no_command(small_model: str, store: Path, tmp_path: Path) -> None:
+    path = store / "manifest.json"
+    manifest = Manifest.from_json(path.read_text())
+    command = f"pipe:touch {tmp_path}/ran; cat x.tar"
+    path.write_text(replace(manifest, source=replace(manifest.source, uri=command)).to_json())
+    report = check_store(store)
+    assert any("a command is run only where you name it yourself" in note for note in report.notes)
+    assert main(["store", "export", str(store), "--out", str(tmp_path / "rows")]) == 1
+    assert not (tmp_path / "ran").exists()

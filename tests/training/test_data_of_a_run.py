@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipdistill.config import RunConfig
+from clipdistill.algebra.nodes import Node
+from clipdistill.config import AugmentConfig, RunConfig
 from clipdistill.data.batches import Batch
-from clipdistill.data.sources import pairs
+from clipdistill.data.sources import from_samples, pairs
 from clipdistill.data.views import Augmentation
 from clipdistill.errors import ConfigError, RecipeError, StoreError
 from clipdistill.teachers.embed import embed
+from clipdistill.teachers.stored import StoredTeacher
+from clipdistill.training.banks import stored_rows
 from clipdistill.training.choosing import choose_rows
 from clipdistill.training.loop import distill
 from clipdistill.training.preflight import first_batch
 from clipdistill.training.run_folder import read_log
 from clipdistill.training.setup import Setup, prepare
 from clipdistill.training.stages import distill as distill_in_stages
+from clipdistill.training.stages import stage_runs
 from tiny_runs import TINY, fail_at_step, tiny_run
 
 DATA = "scenes:train?n=64"
@@ -331,3 +336,49 @@ def test_motis_in_stages_tunes_one_tower_after_the_other(tmp_path: Path, store: 
 
     assert moved(weights[0], weights[1]) == {"vision", "visual", "logit"}
     assert moved(weights[1], weights[2]) == {"text", "logit"}
+
+
+def test_rows_are_chosen_on_the_views_that_the_reference_saw(tmp_path: Path, views: Path) -> None:
+    chosen = {"select": "learnability", "super_batch": 2}
+    found = {
+        recipe: prepare(tiny_run(tmp_path / "run", recipe=recipe, teachers={"T": str(views)}, batches=chosen)).config
+        for recipe in ("clip", "clip-kd")
+    }
+    assert found["clip"].augment == found["clip-kd"].augment != AugmentConfig()
+
+
+def test_a_stage_chooses_its_batches_by_its_own_settings(tmp_path: Path, store: Path) -> None:
+    chosen = {"select": "learnability", "super_batch": 2}
+    own = tiny_run(
+        tmp_path / "a", teachers={"T": str(store)}, recipe="clip-kd", stages=[{}, {"recipe": "clip", "batches": chosen}]
+    )
+    assert [list(run.teachers) for run in stage_runs(own)] == [["T"], ["T"]]
+    none = tiny_run(
+        tmp_path / "b",
+        teachers={"T": str(store)},
+        recipe="clip-kd",
+        batches=chosen,
+        stages=[{}, {"recipe": "clip", "batches": {"select": None}}],
+    )
+    assert [list(run.teachers) for run in stage_runs(none)] == [["T"], []]
+
+
+def test_a_staged_run_goes_on_under_another_spelling_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stages = [{"train": {"steps": 2}}, {"train": {"steps": 2}}]
+    distill_in_stages(tiny_run(Path("run"), stages=stages))
+    assert distill_in_stages(tiny_run(tmp_path / "run", stages=stages), resume=True).steps == 4
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert distill_in_stages(tiny_run(tmp_path / "moved", stages=stages), resume=True).steps == 4
+
+
+def test_words_without_a_caption_are_near_to_nothing(tmp_path: Path, teacher: Path) -> None:
+    samples = list(pairs("scenes:train?n=12"))
+    samples[3] = replace(samples[3], texts={"": []})
+    source = from_samples(samples)
+    store = embed(source, str(teacher), tmp_path / "words", sides="T", workers=0)
+    assert store is not None
+    rows = stored_rows(StoredTeacher("T", store, [Node.parse("TT")], torch.device("cpu")), source, "T")
+    assert [bool(row.any()) for row in rows] == [place != 3 for place in range(12)]

@@ -24,6 +24,7 @@ from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer
 from clipdistill.training import checkpoint, run_folder
 from clipdistill.training.loop import _clamp, distill
+from clipdistill.training.run_folder import Log, read_log
 from clipdistill.training.setup import prepare
 from tiny_runs import TINY, fail_at_step, tiny_run
 
@@ -347,3 +348,28 @@ def test_the_preflight_leaves_no_trace(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in setup.optimiser.parameters)
     assert "estimated time" in findings.facts
     assert not (tmp_path / "run").exists()
+
+
+def test_a_short_run_is_evaluated_at_a_share_of_its_steps(tmp_path: Path) -> None:
+    tries = {"retrieval": "scenes:test?n=8", "every": "5%"}
+    run = distill(tiny_run(tmp_path / "run", train={"steps": 3}, evaluate=tries))
+    entries = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert sum("metrics" in entry for entry in entries) == 3
+
+
+def test_what_a_student_says_of_itself_holds_no_password(tmp_path: Path) -> None:
+    shutil.copytree(Path(distill(tiny_run(tmp_path / "first", train={"steps": 1})).student), tmp_path / "token=secret")
+    run = distill(
+        tiny_run(tmp_path / "run", student={"pretrained": str(tmp_path / "token=secret")}, train={"steps": 1})
+    )
+    for name in ("clipdistill.json", "README.md"):
+        assert "secret" not in (run.student / name).read_text()
+
+
+def test_a_log_is_read_past_every_kind_of_line_end(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    for step, name in enumerate(("a", "b\u2028c\u0085d", "e")):
+        log.write({"step": step, "id": name})
+    assert [entry["id"] for entry in read_log(log.path)] == ["a", "b\u2028c\u0085d", "e"]
+    log.cut(1)
+    assert len(list(read_log(log.path))) == 2

@@ -13,12 +13,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clipdistill.config import RunConfig
+from clipdistill.data.secrets import redacted, without_secrets
 from clipdistill.errors import ConfigError
 from clipdistill.training import loop, stages
 from clipdistill.training.loop import distill
 from clipdistill.training.ranks import Ranks
 from clipdistill.training.run_folder import read_log
-from clipdistill.training.trackers import check, flat, logs, redacted, without_secrets
+from clipdistill.training.trackers import check, flat, logs
 from tiny_runs import fail_at_step, tiny_run
 
 Told = list[tuple[int, dict[str, float]]]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipdistill.coming_from.index_filling import Filling
 from clipdistill.coming_from.index_rows import Embedded, open_rows
+from clipdistill.data.remote import no_commands
 from clipdistill.data.samples import Source
 from clipdistill.errors import DataError, SearchError
 from clipdistill.progress import console
@@ -69,7 +70,7 @@ def _pictures(embedded: Embedded, data: str | None) -> Source | None:
     if data is not None:
         return pictures_of(data)
     if embedded.data:
-        with suppress(DataError, SearchError):
+        with suppress(DataError, SearchError), no_commands():
             return pictures_of(embedded.data)
         console.print(
             f"the pictures that were embedded, {embedded.data}, cannot be opened: the index has no captions and no "

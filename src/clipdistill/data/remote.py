@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -38,6 +39,7 @@ from clipdistill.progress import console, progress
 WINDOW = 8
 
 _PIPE = "pipe:"
+_COMMANDS: ContextVar[bool] = ContextVar("commands", default=True)
 _REMOTE = re.compile(rf"(?:^|::)(?:[A-Za-z][\w+.-]*://|{_PIPE})")
 #: What servers say that changes with the content, the most telling first; letters alone count.
 _MARKS = ("etag", "md5hash", "contentmd5", "blobid", "generation", "lastmodified", "mtime", "created")
@@ -127,8 +129,21 @@ def is_remote(uri: str) -> bool:
     return _REMOTE.search(uri) is not None
 
 
+@contextmanager
+def no_commands() -> Iterator[None]:
+    """Open what a file names, which a stranger may have written: what would run a command is refused."""
+    before = _COMMANDS.set(False)
+    try:
+        yield
+    finally:
+        _COMMANDS.reset(before)
+
+
 def look_up(urls: Sequence[str]) -> list[Remote]:
     """Ask the servers what they have there; raises :class:`DataError` for what is not there or cannot be asked for."""
+    command = next((url for url in urls if url.startswith(_PIPE)), None)
+    if command and not _COMMANDS.get():
+        raise DataError(f"{command}: a command is run only where you name it yourself, and a file names this one.")
     found: list[Remote] = []
     with progress("look up shards", len(urls), "shards") as advance, ThreadPoolExecutor(_AT_ONCE) as threads:
         for remote in threads.map(_look_up, urls):

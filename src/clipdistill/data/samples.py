@@ -108,14 +108,19 @@ class Sample:
         return self.captions_of("")
 
     def captions_of(self, view: str) -> list[str]:
-        """The captions of a text view that say anything, possibly none."""
-        return [caption for caption in self.texts.get(view, []) if caption.strip()]
+        """The captions of a text view that say anything, possibly none; half a character is a question mark."""
+        return [_whole(caption) for caption in self.texts.get(view, []) if caption.strip()]
 
     @property
     def match_keys(self) -> tuple[tuple[str, str], ...]:
         """What makes two pictures the same for image-to-image retrieval: an equal group or an equal label."""
         given = (("group", self.group), ("label", self.label))
         return tuple((kind, value) for kind, value in given if value is not None)
+
+
+def _whole(caption: str) -> str:
+    """A caption that can be written in UTF-8: no tokenizer takes another."""
+    return caption if caption.isascii() else caption.encode("utf-8", "replace").decode()
 
 
 class Source(Protocol):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipdistill.data.remote import no_commands
 from clipdistill.data.samples import Picture, Sample, Source, gives
 from clipdistill.data.sources import pairs
 from clipdistill.data.sources.anchoring import anchored
@@ -15,8 +16,12 @@ from clipdistill.search import manifest as papers
 
 
 def open_source(source: papers.Source, folder: Path) -> Source:
-    """Open the data of an index again; raises :class:`DataError` where they are not there any more."""
-    return pictures_of(anchored(source.uri, papers.find(source.root, folder)))
+    """Open the data of an index again; raises :class:`DataError` where they are not there any more.
+
+    No command is run for it (``pipe:``): the index may be somebody else's.
+    """
+    with no_commands():
+        return pictures_of(anchored(source.uri, papers.find(source.root, folder)))
 
 
 def pictures_of(uri: str) -> Source:

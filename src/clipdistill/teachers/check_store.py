@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clipdistill.data.remote import no_commands
 from clipdistill.data.samples import Sample, Source
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ClipdistillError, StoreError
@@ -126,7 +127,8 @@ def _recompute(store: EmbeddingStore, model: str | None, data: str | None, repor
         return
     try:
         encoder = load(uri)
-        source = pairs(data or store.manifest.source.uri)
+        with nullcontext() if data else no_commands():
+            source = pairs(data or store.manifest.source.uri)
     except ClipdistillError as error:
         if model or data:
             raise

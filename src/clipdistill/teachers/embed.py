@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from clipdistill.data.samples import Source, gives
+from clipdistill.data.secrets import redacted
 from clipdistill.data.sources import pairs
 from clipdistill.data.views import Augmentation, Drawn
 from clipdistill.data.workers import load as load_items
@@ -258,7 +259,7 @@ def _finish(job: Job) -> EmbeddingStore | None:
     encoder, settings = job.encoder, job.settings
     manifest = Manifest(
         model=Model(**settings["model"]),
-        source=Data(**settings["source"]),
+        source=Data(**redacted(settings["source"])),
         width=encoder.width,
         scale=encoder.scale,
         bias=None if encoder.bias is None else encoder.bias.item(),

@@ -155,13 +155,18 @@ def _bank(config: RunConfig, source: Source, stored: Mapping[Node, StoredTeacher
 def stored_rows(teacher: StoredTeacher, source: Source, side: str) -> NDArray[np.floating]:
     """A teacher's stored rows of every sample, ``[samples, D]``; of a text its first caption's.
 
+    A sample that has nothing on that side, which training leaves out, has zeros: it is near to nothing.
+
     Raises:
         StoreError: samples have no row.
     """
     blocks = []
     for start in range(0, len(source), 65536):
         samples = [source[index] for index in range(start, min(start + 65536, len(source)))]
-        blocks.append(teacher.store.rows(side, [teacher.key(side, sample) for sample in samples]))
+        known = [place for place, sample in enumerate(samples) if side == "I" or sample.captions]
+        rows = teacher.store.rows(side, [teacher.key(side, samples[place]) for place in known])
+        blocks.append(np.zeros((len(samples), rows.shape[1]), rows.dtype))
+        blocks[-1][known] = rows
     return np.concatenate(blocks)
 
 

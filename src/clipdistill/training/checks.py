@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipdistill.algebra.nodes import BANK, LOGITS, STUDENT, Node
@@ -11,7 +12,7 @@ from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig
 from clipdistill.data.labels import class_numbers, labels_of
 from clipdistill.data.samples import Source
-from clipdistill.data.sources import from_samples
+from clipdistill.data.sources.listed import Kept
 from clipdistill.data.sources.mix import Mixed
 from clipdistill.errors import ConfigError, RecipeError, StoreError
 from clipdistill.evaluation.evaluate import Tasks
@@ -171,8 +172,8 @@ def check_stored(nodes: Sequence[Node], source: Source, opened: Opened) -> Sourc
     if len(wanting) == len(source):
         raise StoreError(f"none of the {len(source)} samples of {source.uri} has a row in every store.")
     console.print(f"{len(wanting)} of {len(source)} samples have no stored row and are left out", markup=False)
-    kept = [place for place in range(len(source)) if place not in wanting]
-    return source.keep(kept) if isinstance(source, Mixed) else from_samples([source[at] for at in kept], source.uri)
+    kept = np.delete(np.arange(len(source)), list(wanting))
+    return source.keep(kept) if isinstance(source, Mixed) else Kept(source.uri, source, kept)
 
 
 def _broken(store: EmbeddingStore, source: Source, places: Collection[int]) -> set[int]:

@@ -21,6 +21,7 @@ from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch
 from clipdistill.data.block_order import fetch_ahead
 from clipdistill.data.samples import key64
+from clipdistill.data.secrets import redacted
 from clipdistill.data.workers import load
 from clipdistill.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
@@ -145,7 +146,7 @@ def _train(setup: Setup, log: Logs, state: State, tasks: Tasks, stop: list[bool]
     folder, train, plan = Path(setup.config.out), setup.config.train, setup.plan
     log_every = max(1, train.log_every.steps(plan))
     save_every = max(1, train.checkpoint_every.steps(plan))
-    every = config_every.steps(plan) if (config_every := setup.config.evaluate.every) else 0
+    every = max(1, config_every.steps(plan)) if (config_every := setup.config.evaluate.every) else 0
     streams = _streams(setup, state.step)
     spent, first = 0.0, state.step  # seconds in steps alone: evaluations and checkpoints are not training
     with progress("training", plan.steps, "steps", done=state.step) as advance:
@@ -334,7 +335,7 @@ def _finish(setup: Setup, folder: Path, state: State, origins: list[Link]) -> No
         "pretrained": config.student.pretrained,
         **as_card(origins),
     }
-    setup.student.save(folder / run_folder.STUDENT, card)
+    setup.student.save(folder / run_folder.STUDENT, redacted(card))  # it may be published
 
 
 def _average_of(setup: Setup) -> dict[str, Tensor]:

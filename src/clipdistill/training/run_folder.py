@@ -114,6 +114,8 @@ def check_same(config: RunConfig) -> RunConfig:
         now = _leaves(config.model_dump())
     if config.train.precision == "auto":
         now["train", "precision"] = was["train", "precision"]
+    _name_within(was, recorded.out)
+    _name_within(now, config.out)
     changed = [
         "recipe: its terms are others"
         if key == ("recipe",)
@@ -131,6 +133,14 @@ def check_same(config: RunConfig) -> RunConfig:
         )
     train = config.train.model_copy(update={"precision": recorded.train.precision})
     return config.model_copy(update={"train": train})
+
+
+def _name_within(leaves: dict[tuple[str, ...], Any], out: str) -> None:
+    """Say where the student of an earlier stage is by its place beside this stage's folder, which may have moved."""
+    beside = Path(out).absolute().parent
+    for key in (("student", "pretrained"), ("student", "inherit_from")):
+        if leaves[key] and Path(leaves[key]).absolute().is_relative_to(beside):
+            leaves[key] = str(Path(leaves[key]).absolute().relative_to(beside))
 
 
 def check_inputs(folder: Path, data: str, teachers: Mapping[str, str]) -> None:
@@ -190,9 +200,10 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole lines of a JSONL file; none if it does not exist."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):  # a text in it may hold what else ends a line
         try:
-            yield json.loads(line)
+            if line:
+                yield json.loads(line)
         except ValueError:
             return
 

@@ -200,7 +200,7 @@ def prepare(config: RunConfig, ranks: Ranks = Ranks()) -> Setup:  # noqa: B008 -
     check_micro_batch(student, config.train.micro_batch)
     warn_of_shares(student, config.train.batch_size, ranks)
     stored = {letter: teacher for letter, teacher in teachers.items() if isinstance(teacher, StoredTeacher)}
-    config, views = choose_views(config, stored, list(recipe.nodes))
+    config, views = choose_views(config, stored, nodes)
     check_nodes(recipe, source, student, list(teachers.values()))
     order = choose_order(config, source, stored)
     banks = make_banks(config, recipe, source, teachers, classes, numbers, order.walk)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,12 @@ def _stage_run(config: RunConfig, stage: StageConfig, number: int) -> RunConfig:
     if number > 1:
         student = _next_student(student, stage, bool(prune), f"{_folder(config, number - 1)}/{run_folder.STUDENT}")
     recipe = Recipe.load(config.recipe if stage.recipe is None else stage.recipe)
+    batches = config.batches.model_dump() | stage.batches
     changes = {
         "recipe": recipe.to_dict(),
-        "teachers": _teachers_of(config, recipe),
+        "teachers": _teachers_of(config, recipe, batches),
         "bank": config.bank.model_dump() | stage.bank,
-        "batches": config.batches.model_dump() | stage.batches,
+        "batches": batches,
         "train": train | stage.train,
         "prune": prune or None,
         "student": student,
@@ -97,12 +99,15 @@ def _stage_run(config: RunConfig, stage: StageConfig, number: int) -> RunConfig:
     return make_run(config.model_dump(exclude={"stages"}) | changes, where)
 
 
-def _teachers_of(config: RunConfig, recipe: Recipe) -> dict[str, str]:
-    """The teachers that a stage's recipe uses; all of them where batches are made by comparing with one."""
-    batches = config.batches
-    if batches.select == "learnability" or batches.neighbours > 1 or batches.duplicates is not None:
-        return config.teachers
-    return {letter: uri for letter, uri in config.teachers.items() if letter in recipe.teachers}
+def _teachers_of(config: RunConfig, recipe: Recipe, batches: Mapping[str, Any]) -> dict[str, str]:
+    """The teachers that a stage uses: those of its recipe, and the first where its batches are made by comparing."""
+    compares = (
+        batches["select"] == "learnability"
+        or batches["neighbours"] not in (None, 1)
+        or batches["duplicates"] is not None
+    )
+    used = {*recipe.teachers, *(sorted(config.teachers)[:1] if compares else [])}
+    return {letter: uri for letter, uri in config.teachers.items() if letter in used}
 
 
 def _check(runs: list[RunConfig]) -> None:

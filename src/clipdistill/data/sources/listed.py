@@ -7,13 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipdistill.data.remote import Remote
-from clipdistill.data.samples import Picture, Sample, file_of
+from clipdistill.data.samples import Picture, Sample, Source, file_of
 from clipdistill.errors import DataError
 
 
@@ -58,6 +59,34 @@ def from_samples(samples: Sequence[Sample], uri: str = "samples") -> Samples:
             raise DataError(f"{uri}: sample {position} has the id '{sample.id}' of an earlier one; ids must differ")
         seen.add(sample.id)
     return Samples(uri, samples)
+
+
+@dataclass
+class Kept:
+    """Some samples of a source, by their ``places`` in it, in order; nothing of them is held."""
+
+    uri: str
+    source: Source
+    places: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[int(self.places[index])]
+
+    @cached_property
+    def blocks(self) -> list[int] | None:
+        """How many samples in a row lie in the same file, where the source tells."""
+        own = getattr(self.source, "blocks", None)
+        return np.diff(np.searchsorted(self.places, [0, *accumulate(own)])).tolist() if own else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the source's and of what is kept: 32 hexadecimal digits."""
+        digest = hashlib.blake2b(self.source.fingerprint.encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.places, "<i8").tobytes())
+        return digest.hexdigest()
 
 
 def without_captions(samples: Sequence[Sample]) -> list[Sample]:

@@ -30,7 +30,7 @@ import numpy as np
 import yaml
 
 from clipdistill.data.samples import Sample, Source, gives, key64
-from clipdistill.data.sources.listed import Samples
+from clipdistill.data.sources.listed import Kept
 from clipdistill.data.sources.tables import read_text
 from clipdistill.errors import DataError, unreadable_yaml
 
@@ -90,14 +90,13 @@ class Mixed:
 
     def keep(self, places: Collection[int]) -> Mixed:
         """The same mix of the samples at some places alone; raises :class:`DataError` if a part has none of them."""
-        chosen: list[list[Sample]] = [[] for _ in self.parts]
-        for index in sorted(places):
-            part, place = self._place(index)
-            chosen[part].append(self.parts[part][place])
-        for source, samples in zip(self.parts, chosen, strict=True):
-            if not samples:
+        sorted_, parts, start = np.sort(np.fromiter(places, np.int64, len(places))), list[Source](), 0
+        for source, end in zip(self.parts, self._ends, strict=True):
+            first, last = np.searchsorted(sorted_, [start, end])
+            if first == last:
                 raise DataError(f"{self.uri}: no sample of {source.uri} is left. Drop that part.")
-        parts = [Samples(source.uri, samples) for source, samples in zip(self.parts, chosen, strict=True)]
+            parts.append(Kept(source.uri, source, sorted_[first:last] - start))
+            start = end
         return Mixed(self.uri, parts, self.weights, self.prefixes)
 
     @cached_property

@@ -124,8 +124,8 @@ def as_ids(values: Sequence[Any], where: str, unit: str, first: int = 0) -> list
 
 
 def as_caption(value: Any) -> str:
-    """A caption as data sources give it: without the line break that a text file ends with; None is empty."""
-    return "" if value is None else str(value).strip("\r\n")
+    """A caption as data sources give it: without white space at its ends; None is empty."""
+    return "" if value is None else str(value).strip()
 
 
 def _pick(array: NDArray[Any], kept: Sequence[int], samples: int) -> NDArray[Any]:

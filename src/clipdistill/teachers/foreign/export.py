@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clipdistill.data.remote import no_commands
 from clipdistill.data.samples import Source
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError, DataError, StoreError, did_you_mean, need
@@ -114,7 +116,8 @@ def _pairs(store: EmbeddingStore, wanted: str, data: str | Path | Source | None)
         return None
     try:
         uri = store.manifest.source.uri if data is None else data
-        source = pairs(uri) if isinstance(uri, (str, Path)) else uri
+        with no_commands() if data is None else nullcontext():
+            source = pairs(uri) if isinstance(uri, (str, Path)) else uri
     except DataError as error:
         raise DataError(
             f"which captions a picture has is read from the data, and they cannot be opened: {error} "

@@ -21,7 +21,7 @@ import numpy as np
 
 from clipdistill.data.sources.chinese_clip import TEXTS, find_split
 from clipdistill.errors import StoreError
-from clipdistill.teachers.foreign.blocks import Block, Choice, Foreign, Origin, as_caption, as_ids
+from clipdistill.teachers.foreign.blocks import Block, Choice, Foreign, Origin, as_ids
 
 LAYOUT = "Chinese-CLIP's features (train_imgs.img_feat.jsonl, train_texts.txt_feat.jsonl)"
 #: What a line's id is called, by side, and what the names of such files hold.
@@ -82,7 +82,7 @@ def _captions(features: Path, choice: Choice) -> dict[str, str]:
     for number, row in _objects(texts):
         if "text_id" not in row or not isinstance(row.get("text"), str):
             raise StoreError(f'{texts}:{number}: found {_short(row)}, expected {{"text_id": 1, "text": "..."}}.')
-        said[str(row["text_id"])] = as_caption(row["text"])
+        said[str(row["text_id"])] = row["text"]  # as that split is read
     return said
 
 

@@ -314,7 +314,9 @@ def _text_block(
 def _real(member: Member, name: str, choice: Choice, wanted: int) -> list[str]:
     """The real captions of a sample: of its .txt, else its .json, else, where they are as many, of the data."""
     if "txt" in member.files:
-        return [member.read("txt").decode("utf-8", "replace")]
+        whole = member.read("txt").decode("utf-8", "replace")
+        lines = [line for line in whole.split("\n") if line.strip()]  # as a webdataset is read
+        return lines if len(lines) == wanted else [whole]
     about = member.json("json")
     told = next((about[key] for key in ("texts", "text", "caption") if about.get(key)), None)
     if told is not None:

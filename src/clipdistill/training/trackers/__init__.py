@@ -8,7 +8,6 @@ keys and addresses come from: never from the run's configuration) and ``open``, 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -17,6 +16,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from clipdistill.config import RunConfig
+from clipdistill.data.secrets import redacted, without_secrets
 from clipdistill.errors import ConfigError, did_you_mean, need
 from clipdistill.files import write_text
 from clipdistill.progress import console
@@ -24,9 +24,6 @@ from clipdistill.training.run_folder import LOG, TRACKERS, Log, read_log
 from clipdistill.training.trackers import mlflow, tensorboard, trackio, wandb
 
 MODULES: dict[str, ModuleType] = {"mlflow": mlflow, "tensorboard": tensorboard, "trackio": trackio, "wandb": wandb}
-
-_USER = re.compile(r"(?<=://)[^/\s]+@")
-_SECRET = re.compile(r"(?i)((?:token|key|password|secret)=)[^&\s'\"]+")
 
 
 class Tracker(Protocol):
@@ -167,21 +164,3 @@ def flat(entry: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float
             yield from flat(value, f"{above}{key}/")
         elif above or key != "step":
             yield f"{above}{key}", float(value)
-
-
-def without_secrets(text: str) -> str:
-    """Blot out ``user:password@`` and ``token=...`` in a text that may hold addresses.
-
-    >>> without_secrets("cannot reach https://me:secret@tracker.example/api?token=abc")
-    'cannot reach https://***@tracker.example/api?token=***'
-    """
-    return _SECRET.sub(r"\1***", _USER.sub("***@", text))
-
-
-def redacted(value: Any) -> Any:
-    """The same plain data, with :func:`without_secrets` applied to every text in it."""
-    if isinstance(value, Mapping):
-        return {key: redacted(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redacted(item) for item in value]
-    return without_secrets(value) if isinstance(value, str) else value
