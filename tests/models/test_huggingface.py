@@ -143,6 +143,24 @@ def test_the_fingerprint_follows_weights_and_rules(copy: Path) -> None:
     assert load(str(copy)).fingerprint != first
 
 
+@pytest.mark.parametrize(
+    ("tower", "changes"),
+    [
+        ("text_config", {"hidden_act": "gelu"}),
+        ("text_config", {"num_attention_heads": 4}),
+        ("text_config", {"eos_token_id": 512}),
+        ("vision_config", {"layer_norm_eps": 1e-3}),
+    ],
+)
+def test_the_fingerprint_follows_settings_that_no_weight_shows(copy: Path, tower: str, changes: dict[str, Any]) -> None:
+    first = load(str(copy))
+    settings = json.loads((copy / "config.json").read_text(encoding="utf-8"))[tower]
+    edit(copy / "config.json", **{tower: {**settings, "initializer_range": 0.5, "attention_dropout": 0.5, "note": "x"}})
+    assert load(str(copy)).fingerprint == first.fingerprint, "nothing of that is computed with"
+    edit(copy / "config.json", **{tower: {**settings, **changes}})
+    assert load(str(copy)).fingerprint != first.fingerprint
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scale_bias_and_gradients(family: str, model_folders: dict[str, Path], pictures: list[Image.Image]) -> None:
     encoder = load(str(model_folders[family]))

@@ -212,6 +212,12 @@ def test_what_follows_the_pooling_is_done_and_saved(root: str, tmp_path: Path) -
     assert [part["path"] for part in parts] == ["", "1_Pooling", "2_Dense", "3_Normalize"]
     assert parts[2]["type"] == "sentence_transformers.models.Dense"
     assert type(hf.AutoModel.from_pretrained(tmp_path / "copy")) is hf.BertModel
+    for path, change in (("2_Dense", {"activation_function": "torch.nn.ReLU"}), ("", {"hidden_act": "relu"})):
+        file = tmp_path / "copy" / path / "config.json"
+        put(file, {**json.loads(file.read_text()), **change})
+        other = load(str(tmp_path / "copy"))
+        assert other.fingerprint != again.fingerprint
+        again = other
 
 
 def test_prompt_and_case_are_the_folders(tmp_path: Path) -> None:

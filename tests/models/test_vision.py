@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,10 @@ def test_a_saved_backbone_is_one(pictures: list[Image.Image], tmp_path: Path) ->
     encoder = load(str(tmp_path / "dino"))
     encoder.save(tmp_path / "copy")
     assert load(str(tmp_path / "copy")).fingerprint == encoder.fingerprint
+    shutil.copytree(tmp_path / "copy", tmp_path / "other")
+    settings = json.loads((tmp_path / "copy" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**settings, "hidden_act": "relu"}))
+    assert load(str(tmp_path / "other")).fingerprint != encoder.fingerprint
     features = hf.pipeline("image-feature-extraction", str(tmp_path / "copy"), device="cpu")(pictures[0])
     with torch.no_grad():
         rows = encoder.images(batch(encoder, pictures[:1]))

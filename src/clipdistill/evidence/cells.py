@@ -23,7 +23,8 @@ from clipdistill.evidence.grid import Grid
 from clipdistill.evidence.grid_runs import LETTER, TEACHER, main_teacher, recipe_teachers, recipes_of
 from clipdistill.files import checksum
 from clipdistill.models.bundle import RECORD
-from clipdistill.models.huggingface import load, tokenizer_of, tokenizer_text
+from clipdistill.models.fingerprints import tokenizer_text
+from clipdistill.models.huggingface import load, tokenizer_of
 from clipdistill.models.students import config_folder
 from clipdistill.models.towers import TIMM
 from clipdistill.models.vocabulary import end_token_id

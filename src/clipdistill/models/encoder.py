@@ -76,7 +76,7 @@ class DualEncoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of weights, text rules and transform: equal exactly when the embeddings are."""
+        """A hash of weights, settings, text rules and transform: equal exactly when the embeddings are."""
         ...
 
     def save(self, folder: Path, card: Mapping[str, Any] | None = None) -> None:

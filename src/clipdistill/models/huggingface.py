@@ -5,11 +5,9 @@ Shapes: ``B`` rows, ``L`` tokens, ``D`` joint width.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +21,16 @@ from transformers import (
     SiglipModel,
     VisionTextDualEncoderModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from clipdistill.data.views import Transform
 from clipdistill.errors import ModelError, did_you_mean
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import DualEncoder, Inputs
+from clipdistill.models.fingerprints import hash_model, settings_text, tokenizer_text
 from clipdistill.models.hub import OPEN_CLIP, checkpoint_file, is_open_clip, model_folder
 from clipdistill.models.own_code import refuse_code, refuse_map
 from clipdistill.models.preprocessing import read_processor, transform_of
+from clipdistill.models.quiet import quiet
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 
 #: Up to so many image tokens plain attention is faster on a CPU: 2.6 times with bfloat16 at 37 tokens.
@@ -151,11 +150,12 @@ class HuggingFaceEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of weights, tokenizer, text rules and transform, computed anew: it follows training.
+        """A hash of weights, settings, tokenizer, text rules and transform, computed anew: it follows training.
 
         About one second for a gigabyte of weights.
         """
-        return hash_model(self._model, json.dumps(self.input_rules(), sort_keys=True), tokenizer_text(self.tokenizer))
+        rules = json.dumps(self.input_rules(), sort_keys=True)
+        return hash_model(self._model, settings_text(self._model.config), rules, tokenizer_text(self.tokenizer))
 
     def input_rules(self) -> dict[str, Any]:
         """Return transform and text rules as plain values for JSON."""
@@ -311,31 +311,6 @@ def _is_pickled(folder: Path) -> bool:
     )
 
 
-def hash_model(module: nn.Module, *rules: str) -> str:
-    """Return a hash of a module's weights and buffers and of what is said about its inputs, 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    for text in rules:
-        digest.update(text.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the library's bars and reports while weights move: what matters in them becomes an error here."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
 def _check_vocabulary(tokenizer: Any, config: Any, folder: Path) -> None:
     rows = config.text_config.vocab_size
     if len(tokenizer) > rows:
@@ -379,12 +354,3 @@ def _pooled(output: Any) -> Tensor:
     """Take the embedding from what get_image_features and get_text_features return: an object since version 5."""
     rows: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return rows
-
-
-def tokenizer_text(tokenizer: Any) -> str:
-    """Describe a tokenizer completely, less what its last call left behind in it."""
-    about = [type(tokenizer).__name__, tokenizer.padding_side, sorted(tokenizer.get_vocab().items())]
-    if tokenizer.is_fast:
-        backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        about.append({key: value for key, value in backend.items() if key not in ("padding", "truncation")})
-    return json.dumps(about, sort_keys=True)

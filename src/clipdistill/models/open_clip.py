@@ -22,8 +22,9 @@ from clipdistill.data.views import Transform
 from clipdistill.errors import ModelError
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import Inputs
+from clipdistill.models.fingerprints import hash_model, tokenizer_text
 from clipdistill.models.hub import OPEN_CLIP_CONFIG
-from clipdistill.models.huggingface import hash_model, model_type, tokenizer_text
+from clipdistill.models.huggingface import model_type
 from clipdistill.models.open_clip_origin import (
     LOCAL,
     WEIGHTS,

@@ -27,8 +27,10 @@ from clipdistill.errors import ModelError
 from clipdistill.models import sentences
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import Inputs
-from clipdistill.models.huggingface import TextRules, hash_model, model_type, quiet, read_weights, tokenizer_text
+from clipdistill.models.fingerprints import hash_model, settings_text, tokenizer_text
+from clipdistill.models.huggingface import TextRules, model_type, read_weights
 from clipdistill.models.own_code import refuse_code
+from clipdistill.models.quiet import quiet
 from clipdistill.models.sentences import SentenceModel, Sentences
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 
@@ -128,8 +130,11 @@ class TextEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of weights, tokenizer and text rules, computed anew: it follows training."""
-        return hash_model(self._model, json.dumps(self.input_rules(), sort_keys=True), tokenizer_text(self.tokenizer))
+        """A hash of weights, settings, tokenizer and text rules, computed anew: it follows training."""
+        steps = [type(part).__name__ for part in self._model.steps.modules()]
+        rules = json.dumps([self.input_rules(), steps], sort_keys=True)
+        settings = settings_text(self._model.transformer.config)
+        return hash_model(self._model, settings, rules, tokenizer_text(self.tokenizer))
 
     def input_rules(self) -> dict[str, Any]:
         """Return how captions are read and pooled as plain values for JSON."""

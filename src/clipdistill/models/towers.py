@@ -29,9 +29,10 @@ from transformers import (
 from clipdistill.errors import ConfigError, did_you_mean
 from clipdistill.models import import_library
 from clipdistill.models.hub import model_folder
-from clipdistill.models.huggingface import HuggingFaceEncoder, model_type, quiet
+from clipdistill.models.huggingface import HuggingFaceEncoder, model_type
 from clipdistill.models.own_code import refuse_code
 from clipdistill.models.presets import Preset, tower_name
+from clipdistill.models.quiet import quiet
 
 TIMM = "timm:"
 #: The model type of such a student.

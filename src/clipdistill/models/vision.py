@@ -29,9 +29,11 @@ from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, ModelError, did_you_mean
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import Inputs
-from clipdistill.models.huggingface import FAMILIES, attention_for, hash_model, model_type, quiet, read_weights
+from clipdistill.models.fingerprints import hash_model, settings_text
+from clipdistill.models.huggingface import FAMILIES, attention_for, model_type, read_weights
 from clipdistill.models.preprocessing import clip_processor, read_processor, transform_of
 from clipdistill.models.presets import Preset
+from clipdistill.models.quiet import quiet
 
 #: Transformers whose last hidden states are normed and begin with the class token, and what their bare classes are
 #: built with: the tanh layer that some have on top takes no part in the embedding.
@@ -153,8 +155,9 @@ class VisionEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of weights, transform and class names, computed anew: it follows training."""
-        return hash_model(self._model, json.dumps([self.input_rules(), self.classes], sort_keys=True))
+        """A hash of weights, settings, transform and class names, computed anew: it follows training."""
+        rules = json.dumps([self.input_rules(), self.classes], sort_keys=True)
+        return hash_model(self._model, settings_text(self._model.config), rules)
 
     def input_rules(self) -> dict[str, Any]:
         """Return the transform as plain values for JSON."""
