@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,31 @@ def test_mistakes_are_found_before_anything_runs(tmp_path: Path, capsys: pytest.
     found = capsys.readouterr()
     assert "there is no folder" in found.err
     assert not found.out
+
+
+def test_a_benchmark_that_is_asked_to_end_leaves_nothing_behind(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    part = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    program = f"""
+from clipdistill.bench import store
+from clipdistill.bench.process import run_module
+from clipdistill.cli import main
+store.run = lambda: run_module("timeit", "-n1", "-r1", {part!r})
+main(["bench", "store"])
+"""
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        until(lambda: pid.exists() and pid.read_text())
+        process.terminate()
+        assert process.wait(30) == 143
+    until(lambda: not Path(f"/proc/{pid.read_text()}").exists())
+
+
+def until(done: Callable[[], object]) -> None:
+    for _ in range(600):
+        if done():
+            return
+        time.sleep(0.1)
+    pytest.fail("it took too long")
 
 
 def test_every_name_is_a_module() -> None:

@@ -37,6 +37,11 @@ def bench(
     A soak measures no speed: soak kills runs at random, resumes them, and compares them with one left in peace;
     search-soak checks answers of servers while their index changes.
     """
+    import signal
+    import sys
+
     from clipdistill.bench.suite import run
 
+    # Asked to end, it ends what it has started too, as it does after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     run(names or [], file, lambda text: print(text, flush=True), minutes, towers or [], rows)
