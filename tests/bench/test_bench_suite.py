@@ -77,7 +77,7 @@ from clipdistill.bench import store
 from clipdistill.bench.process import run_module
 from clipdistill.cli import main
 store.run = lambda: run_module("timeit", "-n1", "-r1", {part!r})
-main(["bench", "store"])
+raise SystemExit(main(["bench", "store"]))
 """
     with subprocess.Popen([sys.executable, "-c", program]) as process:
         until(lambda: pid.exists() and pid.read_text())
