@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
+from clipdistill.export.examining import examine
 from clipdistill.export.layout_javascript import write_joint
 from clipdistill.export.layouts import export_layout
 from clipdistill.export.parity import model_images, model_texts
@@ -101,6 +102,7 @@ def test_immich_reads_its_folders(kind: str, make_model: Callable[[str], Path], 
     assert (textual.get_inputs()[0].type, visual.get_inputs()[0].type) == ("tensor(int32)", "tensor(float)")
     assert json.loads((out / "config.json").read_text())["embed_dim"] == encoder.width
     check_operators(out)
+    assert examine(out) == []
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from clipdistill.cli import main
+from clipdistill.export.layouts import export_layout
 from clipdistill.export.onnx import export
 from clipdistill.models.huggingface import load
+from export.layout_models import make_square
 from models.conftest import MAKERS, TOWER
 
 
@@ -180,6 +182,25 @@ def test_nothing_leaves_a_folder_with_something_wrong(
     assert main(["push", str(tmp_path), "me/model"]) == 1
     assert "is not an exported model or a student" in capsys.readouterr().err
     assert hub.told == []
+
+
+@pytest.mark.parametrize("layout", ["sentence-transformers", "transformers.js", "open-clip"])
+def test_a_layout_is_well_and_arrives_until_a_file_changes(
+    layout: str, student: Path, tmp_path: Path, hub: type[Hub], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    model = make_square(lambda kind: Path(shutil.copytree(student, tmp_path / kind)))
+    export_layout(model, folder, layout, "scenes:test?n=3")
+    assert main(["doctor", str(folder)]) == 0
+    assert f"kind: model in the layout {layout} of pictures and captions" in capsys.readouterr().err
+    assert main(["push", str(folder), "me/model"]) == 0
+    assert hub.repositories == {"main": content(folder)}
+    (folder / "tokenizer.json").write_text("{}")
+    assert main(["doctor", str(folder)]) == 1
+    assert "tokenizer.json is not the file that was exported" in capsys.readouterr().out
+    (folder / "tokenizer.json").unlink()
+    assert main(["push", str(folder), "me/model"]) == 1
+    assert "tokenizer.json is missing" in capsys.readouterr().err
 
 
 def test_refusals_say_what_to_do(

@@ -28,8 +28,8 @@ def doctor(
 
     A machine is well (exit status 0) as long as the base install works; what else is missing is listed with what it
     would bring. A model tells what it says of itself: teacher, licence, metrics, calibration. Files of an export are
-    compared with their checksums and its rows with those that the model gave; a student, which needs torch, with its
-    fingerprint.
+    compared with their checksums, and its rows, if it is none in the layout of another library, with those that the
+    model gave; a student, which needs torch, with its fingerprint.
     """
     if folder is None:
         _machine(online, as_json)
@@ -70,25 +70,19 @@ def _tell(found: Mapping[str, Sequence[Finding]]) -> None:
 
 
 def _model(folder: Path, as_json: bool) -> None:
-    from clipdistill.search.golden import check_golden
+    from clipdistill.export.examining import examine
     from clipdistill.search.manifest import MANIFEST
-    from clipdistill.search.papers import describe, is_export, read_papers
+    from clipdistill.search.papers import describe, read_papers
 
     if (folder / "student" / "clipdistill.json").is_file():
         folder = folder / "student"  # a run folder stands for the student in it
     if (folder / MANIFEST).is_file():
         raise SearchError(f"{folder} is an index, which has its own examination: clipdistill index check {folder}")
-    record = read_papers(folder)
-    about = describe(record)
+    about = describe(read_papers(folder))
     if not as_json:
         for line in about:
             console.print(line, markup=False)
-    if is_export(record):
-        findings = check_golden(folder)
-    else:
-        from clipdistill.models.checking import check_bundle
-
-        findings = check_bundle(folder)
+    findings = examine(folder)
     if as_json:
         print(json.dumps({"about": about, "findings": list(findings)}, indent=2, ensure_ascii=False))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +23,9 @@ from clipdistill.models.hub import OPEN_CLIP, checkpoint_file, model_folder
 from clipdistill.models.huggingface import HuggingFaceEncoder, load
 from clipdistill.models.open_clip import OpenClipEncoder
 from clipdistill.models.open_clip_layout import save_open_clip
+from clipdistill.search.golden import checksums
+from clipdistill.search.papers import FILES, LAYOUT
 from clipdistill.search.runtime import RECORD, SECTION
-
-#: In the record of a published folder, the name of its layout.
-_MARK = "layout"
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def _write_open_clip(encoder: DualEncoder, folder: Path) -> Rows:
     if isinstance(encoder, HuggingFaceEncoder):
         save_open_clip(encoder, folder / "converted")
         for path in (folder / "converted").iterdir():
-            path.replace(folder / path.name)
-        (folder / "converted").rmdir()
+            if path.name not in (RECORD, "README.md"):  # the layout has its own
+                path.replace(folder / path.name)
+        shutil.rmtree(folder / "converted")
     else:
         described: Any = encoder
         described.write_files(folder)
@@ -100,12 +101,15 @@ LAYOUTS: dict[str, Layout] = {
 
 
 class _Written:
-    """A model as :func:`save_bundle` saves one, in the files of a layout, compared as soon as they are there."""
+    """A model as :func:`save_bundle` saves one, in the files of a layout, compared as soon as they are there.
 
-    def __init__(self, encoder: DualEncoder, layout: str, probes: Probes) -> None:
+    ``card`` gets their checksums then.
+    """
+
+    def __init__(self, encoder: DualEncoder, layout: str, probes: Probes, card: dict[str, Any]) -> None:
         self.uri, self.width, self.classes = encoder.uri, encoder.width, encoder.classes
         self.parity = Parity()
-        self._encoder, self._layout, self._probes = encoder, layout, probes
+        self._encoder, self._layout, self._probes, self._card = encoder, layout, probes, card
 
     @property
     def fingerprint(self) -> str:
@@ -119,6 +123,7 @@ class _Written:
     def write_files(self, folder: Path) -> None:
         rows = LAYOUTS[self._layout].write(self._encoder, folder)
         self.parity = check_rows(self._encoder, rows, self._probes.pictures, self._probes.captions, self._layout)
+        self._card[FILES] = checksums(folder)
 
 
 def export_layout(student: str | Path, out: str | Path, layout: str, data: str | None = None) -> Parity:
@@ -138,8 +143,9 @@ def export_layout(student: str | Path, out: str | Path, layout: str, data: str |
     if reason := LAYOUTS[layout].refuse(encoder):
         able = ", ".join(name for name, one in LAYOUTS.items() if one.refuse(encoder) is None)
         raise ModelError(f"{encoder.uri} does not fit the layout {layout}: {reason}. Layouts that can: {able}.")
-    written = _Written(encoder, layout, take_probes(pairs(data or SCENES), encoder.sides))
-    save_bundle(written, out, {**_kept(str(student)), "library": LAYOUTS[layout].library, _MARK: layout})
+    card = {**_kept(str(student)), "library": LAYOUTS[layout].library, LAYOUT: layout}
+    written = _Written(encoder, layout, take_probes(pairs(data or SCENES), encoder.sides), card)
+    save_bundle(written, out, card)
     return written.parity
 
 
@@ -148,7 +154,7 @@ def _check_out(out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
-        marked = _MARK in json.loads((out / RECORD).read_text(encoding="utf-8"))
+        marked = LAYOUT in json.loads((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         marked = False
     if not marked:

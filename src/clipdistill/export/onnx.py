@@ -23,13 +23,14 @@ from clipdistill.export.probes import SCENES, Probes, take_probes
 from clipdistill.export.quantise import Candidate
 from clipdistill.export.reading import PROBES, TOKENIZER, write_tokenizer
 from clipdistill.export.shipping import AUTO, MAX_RECALL_LOSS, find_precision, ship
-from clipdistill.files import checksum, flush
+from clipdistill.files import flush
 from clipdistill.models.bundle import versions
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.hub import checkpoint_file, model_folder
 from clipdistill.models.huggingface import load
 from clipdistill.progress import progress
-from clipdistill.search.golden import GOLDEN, write_golden
+from clipdistill.search.golden import GOLDEN, checksums, write_golden
+from clipdistill.search.papers import FILES, LAYOUT
 from clipdistill.search.runtime import RECORD, SECTION, VERSION, Runtime
 from clipdistill.search.tokens import Reader, TextRules
 
@@ -120,7 +121,7 @@ def _write(
         section["golden"] = _golden(encoder, folder, probes)
         advance(len(sides) + 1, "")
     gate = ship(folder, {**record, SECTION: section}, probes, data, only, allowed)
-    section["files"] = _checksums(folder)
+    section["files"] = checksums(folder)
     record |= licences(record, student)
     section |= measure(Runtime(folder, {**record, SECTION: section}), data)
     (folder / "README.md").write_text(card({**record, SECTION: section}), encoding="utf-8")
@@ -140,7 +141,7 @@ def _base(encoder: DualEncoder, student: str) -> dict[str, Any]:
         path = model_folder(student, weights=False) / RECORD
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {
-        **kept,
+        **{key: value for key, value in kept.items() if key not in (LAYOUT, FILES)},
         "schema": kept.get("schema", 1),
         "fingerprint": encoder.fingerprint,
         "width": encoder.width,
@@ -184,11 +185,6 @@ def _golden(encoder: DualEncoder, folder: Path, probes: Probes) -> dict[str, Any
         texts = (captions, model_texts(encoder, captions))
     write_golden(folder / GOLDEN, images, texts)
     return {"file": GOLDEN}
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
 
 
 def _put_in_place(fresh: Path, out: Path) -> None:

@@ -10,9 +10,8 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from clipdistill.errors import ConfigError, ModelError
-from clipdistill.models.checking import check_bundle
-from clipdistill.search.golden import check_golden
-from clipdistill.search.papers import is_export, licence_lines, read_papers
+from clipdistill.export.examining import examine
+from clipdistill.search.papers import licence_lines, read_papers
 
 #: No route, no name server, a proxy: the hub's own client has a class for these, by another name in each version.
 _NETWORK: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
@@ -47,14 +46,6 @@ def push(
             "there is no token for the hub. Log in with 'hf auth login', or set HF_TOKEN to a token that may write."
         )
     return _upload(folder, repository, private, revision)
-
-
-def examine(folder: Path) -> list[str]:
-    """Return a line for each thing that is wrong with a student's folder, or with an exported one.
-
-    Raises :class:`SearchError` for a folder that is neither.
-    """
-    return check_golden(folder) if is_export(read_papers(folder)) else check_bundle(folder)
 
 
 def _upload(folder: Path, repository: str, private: bool, revision: str | None) -> str:

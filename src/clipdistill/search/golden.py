@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,22 @@ def check_golden(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     record = read_record(folder)
-    findings = [
-        finding for name, digest in record[SECTION]["files"].items() if (finding := _file(folder, name, digest))
-    ]
+    findings = check_files(folder, record[SECTION]["files"])
     try:
         return findings + _rows(Runtime(folder, record), folder / record[SECTION]["golden"]["file"])
     except (ClipdistillError, OSError, ValueError, KeyError) as error:  # what a damaged file makes of the readers
         return [*findings, f"the golden rows cannot be compared: {error}"]
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """The checksums of all files that are in a folder by now, by their names in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
+
+
+def check_files(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Return a line for each file that is missing or has another checksum than the one given."""
+    return [finding for name, digest in files.items() if (finding := _file(folder, name, digest))]
 
 
 def _file(folder: Path, name: str, digest: str) -> str | None:

@@ -10,6 +10,8 @@ from typing import Any
 from clipdistill.errors import SearchError
 from clipdistill.search.runtime import RECORD, SECTION
 
+#: In the record of a folder that was written for another library, the name of its layout, and its files' checksums.
+LAYOUT, FILES = "layout", "files"
 #: What is told of the metrics; the record has all.
 _TOLD = ("text_to_image_R@1", "image_to_text_R@1", "text_to_image_R@10", "image_to_text_R@10")
 
@@ -65,7 +67,8 @@ def licence_lines(record: Mapping[str, Any]) -> list[str]:
 def _kind(record: Mapping[str, Any]) -> str:
     inputs = record["inputs"]
     sides = [name for key, name in (("transform", "pictures"), ("text", "captions")) if key in inputs]
-    return f"{'exported model' if is_export(record) else 'student'} of {' and '.join(sides)}, rows of {record['width']}"
+    student = f"model in the layout {record[LAYOUT]}" if LAYOUT in record else "student"
+    return f"{'exported model' if is_export(record) else student} of {' and '.join(sides)}, rows of {record['width']}"
 
 
 def _mark(data: Mapping[str, Any]) -> str:
