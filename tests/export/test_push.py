@@ -28,6 +28,7 @@ class Hub(BaseHTTPRequestHandler):
     told: list[tuple[str, str | None]]
     created: list[dict[str, Any]]
     allowed = "hf_right"
+    refused = ""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -35,6 +36,8 @@ class Hub(BaseHTTPRequestHandler):
         self.told.append((self.path, token))
         if token != self.allowed:
             return self.answer({"error": "Invalid credentials"}, 401)
+        if self.path == "/api/validate-yaml" and self.refused:
+            return self.answer({"errors": [{"message": self.refused}], "warnings": []}, 400)
         if self.path == "/api/repos/create":
             self.created.append(json.loads(body))
             return self.answer({"url": f"{self.address}/me/model", "name": "me/model"})
@@ -213,6 +216,9 @@ def test_refusals_say_what_to_do(
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "the hub refused me/model" in said("me/model")
     monkeypatch.setenv("HF_TOKEN", "hf_right")
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "refused", '"base_model" must be a model id')
+        assert 'README.md: Invalid metadata in README.md. - "base_model" must be a model id' in said("me/model")
     assert "is no name of a repository" in said("not a name")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert "http://127.0.0.1:9 cannot be reached" in said("me/model")

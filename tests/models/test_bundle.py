@@ -133,6 +133,21 @@ def test_a_card_from_a_pretrained_student_names_it(student: HuggingFaceEncoder, 
     assert "| R@1 | 0.5 |" in text
 
 
+def test_a_card_names_no_folder_as_a_model_of_the_hub(
+    student: HuggingFaceEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "here").mkdir(parents=True)
+    teachers = {"T": "hf:org/large", "U": "models/here"}
+    for number, (pretrained, base) in enumerate(
+        [("models/here", ["org/large"]), (str(tmp_path), ["org/large"]), ("runs/a/stage-1/student", ["org/large"])]
+        + [("open_clip:ViT-B-32/laion400m_e32", ["org/large"]), ("org/small", "org/small")]
+    ):
+        student.save(tmp_path / str(number), {"pretrained": pretrained, "teachers": teachers})
+        text = (tmp_path / str(number) / "README.md").read_text(encoding="utf-8")
+        assert yaml.safe_load(text.split("---\n")[1])["base_model"] == base
+
+
 def test_siglip_cards_pad_to_the_fixed_length(model_folders: dict[str, Path], tmp_path: Path) -> None:
     load(str(model_folders["siglip"])).save(tmp_path / "siglip")
     card = (tmp_path / "siglip" / "README.md").read_text(encoding="utf-8")

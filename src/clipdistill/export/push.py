@@ -67,6 +67,8 @@ def _upload(folder: Path, repository: str, private: bool, revision: str | None) 
         raise ModelError(
             f"the hub refused {repository}: {_first_line(error)}. Check that the token may write there, and the name."
         ) from error
+    except ValueError as error:  # what the hub has against the header of README.md
+        raise ModelError(f"the hub refused the card {folder / 'README.md'}: {' '.join(str(error).split())}") from error
     except _NETWORK as error:
         raise ConfigError(
             f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {_first_line(error)}). "

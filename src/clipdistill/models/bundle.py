@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from clipdistill.errors import ModelError
+from clipdistill.models.hub import is_hub_name
 from clipdistill.models.layout_cards import USAGES
 
 RECORD = "clipdistill.json"
@@ -152,9 +153,9 @@ def _header(record: Mapping[str, Any]) -> dict[str, Any]:
             *(["knowledge-distillation"] if record.get("teachers") else []),
         ],
     }
-    if pretrained := record.get("pretrained"):
+    if pretrained := _hub_name(str(record.get("pretrained") or "")):
         # The hub infers a relation where none is given, and often a wrong one.
-        header |= {"base_model": _hub_name(str(pretrained)) or str(pretrained), "base_model_relation": "finetune"}
+        header |= {"base_model": pretrained, "base_model_relation": "finetune"}
     elif hub := [name for uri in _teachers(record).values() if (name := _hub_name(uri))]:
         header["base_model"] = hub
     return {key: value for key, value in header.items() if value is not None}
@@ -191,10 +192,11 @@ def _teachers(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _hub_name(uri: str) -> str | None:
+    """Name a model as the hub does, which refuses a card with any other name in it; None for one that is not there."""
     for scheme in ("hf:", "hf-hub:"):
         if uri.startswith(scheme):
             return uri.removeprefix(scheme)
-    return None
+    return uri if is_hub_name(uri) and not Path(uri).exists() else None
 
 
 def _what(record: Mapping[str, Any]) -> str:
