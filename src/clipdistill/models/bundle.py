@@ -153,9 +153,9 @@ def _header(record: Mapping[str, Any]) -> dict[str, Any]:
             *(["knowledge-distillation"] if record.get("teachers") else []),
         ],
     }
-    if pretrained := _hub_name(str(record.get("pretrained") or "")):
+    if base := _base(str(record.get("pretrained") or "")):
         # The hub infers a relation where none is given, and often a wrong one.
-        header |= {"base_model": pretrained, "base_model_relation": "finetune"}
+        header |= {"base_model": base, "base_model_relation": "finetune"}
     elif hub := [name for uri in _teachers(record).values() if (name := _hub_name(uri))]:
         header["base_model"] = hub
     return {key: value for key, value in header.items() if value is not None}
@@ -191,12 +191,16 @@ def _teachers(record: Mapping[str, Any]) -> dict[str, str]:
     return {str(letter): str(uri) for letter, uri in (record.get("teachers") or {}).items()}
 
 
+def _base(uri: str) -> str | None:
+    """Name what training started from as the hub does, which refuses a card that names a folder; None for a folder."""
+    return _hub_name(uri) or (uri if is_hub_name(uri) and not Path(uri).exists() else None)
+
+
 def _hub_name(uri: str) -> str | None:
-    """Name a model as the hub does, which refuses a card with any other name in it; None for one that is not there."""
     for scheme in ("hf:", "hf-hub:"):
         if uri.startswith(scheme):
             return uri.removeprefix(scheme)
-    return uri if is_hub_name(uri) and not Path(uri).exists() else None
+    return None
 
 
 def _what(record: Mapping[str, Any]) -> str:
