@@ -32,6 +32,7 @@ RECALL = {
 
 
 SORTER = {"preset": "scenes-vit"}
+SORTING_TEACHER = {"recipe": "classify", "student": SORTER, "data": "x", "train": {"steps": 2}}
 
 
 def claim(**changes: Any) -> dict[str, Any]:
@@ -166,6 +167,11 @@ def test_a_correlations_interval_covers_the_truth_as_often_as_it_says() -> None:
         ({"cost": "up < base"}, "cost: expected figures and comparisons"),
         ({"cost": {"train_seconds": "up < teacher"}}, "teacher is a teacher, for which train_seconds is not measured"),
         ({"expect": "sorter > base"}, "sorter is a classifier, for which mean_recall is not measured"),
+        ({"cost": {"text_ms": "sorter < base"}}, "sorter is a classifier, for which text_ms is not measured"),
+        (
+            {"expect": "sorter > base", "metric": "feature_cosine_text"},
+            "sorter is a classifier, for which feature_cosine_text is not measured",
+        ),
         ({"metric": "classify_top1"}, "up is no classifier, for which classify_top1 is not measured"),
         ({"correlation": "mean_recall > 0"}, "correlation: expected 'FIGURE ~ FIGURE > 0' or '< 0'"),
         ({"correlation": "mean_recal ~ params > 0"}, "there is no figure 'mean_recal'"),
@@ -180,6 +186,22 @@ def test_mistakes_are_found_before_training(given: dict[str, Any], message: str)
     with pytest.raises(ConfigError) as found:
         grid(claim(**given))
     assert message in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"evaluate": {"zeroshot": "scenes:zeroshot"}}, {"teacher": None}, {"teacher": SORTING_TEACHER}]
+)
+def test_likeness_takes_retrieval_data_and_a_teacher_of_captions(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="up is in a grid without a teacher or without retrieval data, for which"):
+        grid(claim(metric="feature_cosine_image"), **changes)
+    related = {"correlation": "feature_cosine_text ~ params > 0"}
+    with pytest.raises(ConfigError, match="in a grid without a teacher or without retrieval data, for which"):
+        grid(claim(expect=None, **related), **changes)
+
+
+def test_a_classifier_as_teacher_has_no_recall() -> None:
+    with pytest.raises(ConfigError, match="teacher is a classifier, for which mean_recall is not measured"):
+        grid(claim(expect="up > teacher"), teacher=SORTING_TEACHER)
 
 
 def test_claims_have_names_of_their_own() -> None:

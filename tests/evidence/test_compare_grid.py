@@ -64,6 +64,18 @@ def test_overrides_reach_the_base_and_the_grids_own_keys() -> None:
     assert data["base"]["train"] == {"steps": 4, "batch_size": 16}, "the data given are left alone"
 
 
+def test_names_that_yaml_reads_as_something_else_are_names(tmp_path: Path) -> None:
+    data = grid_data(cells=yaml.safe_load("{16: {train: {lr: 0.5}}, 32: {}, 48: {}, 64: {}, on: {}}"), baseline=32)
+    told = {"says": "Some words.", "source": "a paper"}
+    related = {"correlation": "params ~ mean_recall > 0", "cells": [16, 32, 48, 64]}
+    data["claims"] = [{"claim": "a", "expect": "16 > 32", **told}, {"claim": "b", **related, **told}]
+    grid = make_grid(data, ["cells.16.train.batch_size=8"])
+    assert list(grid.cells) == ["16", "32", "48", "64", "True"]
+    assert (grid.baseline, grid.cells["16"].train.batch_size, grid.cells["16"].train.lr) == ("32", 8, 0.5)
+    assert grid.only(["16"]).claims[0].cells == {"16", "32"}
+    assert grid.claims[1].cells == {"16", "32", "48", "64"}
+
+
 def test_the_baseline_is_the_cell_of_that_name_or_the_first() -> None:
     assert make_grid(grid_data()).baseline == "clip"
     named = grid_data(cells={"one": {"recipe": "clip"}, "baseline": {"recipe": "clip"}})

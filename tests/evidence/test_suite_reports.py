@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError, DataError
+from clipdistill.evidence import suites
 from clipdistill.evidence.suites import evaluate_suites, suite_tables, suites_as_dict
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
@@ -63,6 +65,27 @@ def test_every_suite_has_its_table_its_report_and_its_json(desk: Path, tmp_path:
     text = console.export_text()
     assert text.index("flickr30k") < text.index("mean recall") < text.index("elevater") < text.index("mnist")
     evaluate_suites(models[:1], words[:1], tmp_path / "out")  # over an earlier report of ours
+
+
+def test_an_interrupted_evaluation_is_repeated_in_its_folder(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"flickr30k={desk}/flickr30k", f"elevater={desk}/elevater"]
+    measure = suites.evaluate_suite
+
+    def interrupted(name: str, *more: Any) -> Any:
+        if name == "elevater":
+            raise KeyboardInterrupt
+        return measure(name, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(suites, "evaluate_suite", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_suites([str(desk / "small")], words, tmp_path / "out")
+    report = tmp_path / "out" / "report.json"
+    assert list(json.loads(report.read_text())["suites"]) == ["flickr30k"]
+    evaluate_suites([str(desk / "small")], words[1:], tmp_path / "out")
+    assert list(json.loads(report.read_text())["suites"]) == ["elevater"]
 
 
 def test_words_that_mean_nothing_are_refused_before_a_model_is_loaded(desk: Path, tmp_path: Path) -> None:

@@ -43,12 +43,16 @@ _CORRELATION = re.compile(r"\s*(\w[\w@]*)\s*~\s*(\w[\w@]*)\s*([<>])\s*0\s*")
 
 @dataclass(frozen=True)
 class Names:
-    """What claims may speak of: cells, teachers, the cells whose student is a classifier, and metrics."""
+    """What claims may speak of: cells, teachers, those of both that are classifiers, and metrics.
+
+    ``likeness`` is whether students' rows are set beside a teacher's, which takes a teacher and retrieval data.
+    """
 
     cells: tuple[str, ...]
     teachers: tuple[str, ...]
     classifiers: frozenset[str]
     metrics: tuple[str, ...]
+    likeness: bool
 
 
 @dataclass(frozen=True)
@@ -227,12 +231,20 @@ def _comparison(text: str, figure: str, margin: float, names: Names, at: str) ->
 
 def _check_measured(name: str, figure: str, names: Names, at: str) -> None:
     """Refuse what a kind of model has not: better now than when all is trained."""
-    sorts = name in names.classifiers
-    lacking = figure in ("train_seconds", *LIKENESS) if name in names.teachers else False
-    lacking = lacking or (sorts and figure in names.metrics and not figure.startswith(("classify_", "image_to_image_")))
-    if lacking or (not sorts and figure.startswith("classify_")):
-        kind = "a classifier" if sorts else "a teacher" if name in names.teachers else "no classifier"
+    if kind := _kind_without(figure, name, names):
         raise ConfigError(f"{at}: {name} is {kind}, for which {figure} is not measured. Name another metric or cell.")
+
+
+def _kind_without(figure: str, name: str, names: Names) -> str:
+    """Say what a model is that a figure is not measured of; empty if it is."""
+    if name in names.teachers and figure in ("train_seconds", *LIKENESS):
+        return "a teacher"
+    if name in names.classifiers:
+        other = figure in names.metrics and not figure.startswith(("classify_", "image_to_image_"))
+        return "a classifier" if other or figure in ("text_ms", *LIKENESS) else ""
+    if figure.startswith("classify_"):
+        return "no classifier"
+    return "in a grid without a teacher or without retrieval data" if figure in LIKENESS and not names.likeness else ""
 
 
 def _correlations(item: Mapping[str, Any], names: Names, at: str) -> Iterator[Correlation]:
@@ -240,7 +252,7 @@ def _correlations(item: Mapping[str, Any], names: Names, at: str) -> Iterator[Co
         if "cells" in item:
             raise ConfigError(f"{at}: cells belongs to a correlation, and there is none.")
         return
-    cells = tuple(_texts(item.get("cells"), f"{at}, cells")) or tuple(
+    cells = tuple(_names(item.get("cells"), f"{at}, cells")) or tuple(
         c for c in names.cells if c not in names.classifiers
     )
     for cell in cells:
@@ -269,6 +281,11 @@ def _texts(value: Any, at: str) -> list[str]:
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise ConfigError(f"{at}: expected text or a list of texts, found {value!r:.80}.")
     return list(texts)
+
+
+def _names(value: Any, at: str) -> list[str]:
+    """Read names of cells, some of which YAML reads as numbers."""
+    return [str(name) for name in value] if isinstance(value, (list, tuple)) else _texts(value, at)
 
 
 def _verdict(sign: str, found: Difference, margin: float | None) -> str:

@@ -204,6 +204,9 @@ def _overridden(data: Any, overrides: Sequence[str], where: str) -> dict[str, An
     tree: dict[str, Any] = {key: _copy(value) for key, value in data.items()}
     for section in ("base", "evaluate"):
         tree[section] = mapping(tree.get(section), f"{where}, {section}")
+    for section in ("cells", "teachers"):
+        if isinstance(tree.get(section), Mapping):  # YAML reads some names as numbers or as true and false
+            tree[section] = {str(name): run for name, run in tree[section].items()}
     for override in overrides:
         apply_override(tree if _is_of_grid(override, tree) else tree["base"], override)
     tree["evaluate"] = {**mapping(tree["base"].pop("evaluate", None), f"{where}, evaluate"), **tree["evaluate"]}
@@ -216,10 +219,12 @@ def _is_of_grid(override: str, tree: Mapping[str, Any]) -> bool:
     return head.strip() in KEYS and (head.strip() != "teachers" or name.strip() in (tree.get("teachers") or {}))
 
 
-def _names_of(cells: Mapping[str, RunConfig], teachers: Mapping[str, Any], evaluate: EvaluateConfig) -> Names:
+def _names_of(cells: Mapping[str, RunConfig], teachers: Mapping[str, RunConfig], evaluate: EvaluateConfig) -> Names:
     """What claims may speak of."""
-    sorting = frozenset(name for name, cell in cells.items() if cell.student.has_text is False)
-    return Names(tuple(cells), tuple(teachers), sorting, tuple(_measured(evaluate)))
+    sorting = frozenset(name for name, run in {**cells, **teachers}.items() if run.student.has_text is False)
+    taught = any(name not in sorting for name in teachers) or any(main_teacher(run.teachers) for run in cells.values())
+    likeness = taught and evaluate.retrieval is not None
+    return Names(tuple(cells), tuple(teachers), sorting, tuple(_measured(evaluate)), likeness)
 
 
 def _evaluate(data: Any, where: str) -> EvaluateConfig:

@@ -26,7 +26,8 @@ def evaluate_suites(
     """Evaluate models on benchmarks given as ``NAME=FOLDER``; returns the figures of all models by benchmark.
 
     All are opened before the first model is loaded. With ``out``, each benchmark's report is written to a folder of
-    its name there as soon as it is measured, and all figures to report.json. ``widths`` is as for ``compare_models``.
+    its name there as soon as it is measured, and the figures so far to report.json. ``widths`` is as for
+    ``compare_models``.
 
     Raises:
         ConfigError: a word is not ``NAME=FOLDER``, a name comes twice, or ``out`` holds other files.
@@ -41,11 +42,10 @@ def evaluate_suites(
     for name, parts in opened.items():
         console.print(f"suite {name}: {folders[name]}", markup=False)
         outcome = evaluate_suite(name, parts, models)
+        found[name] = [replace(one, galleries={}, texts=None) for one in outcome.evaluations]
         if out is not None:
             _write(name, parts, outcome, out / name)
-        found[name] = [replace(one, galleries={}, texts=None) for one in outcome.evaluations]
-    if out is not None:
-        write_file(out / "report.json", to_json(suites_as_dict(found)))
+            write_file(out / "report.json", to_json(suites_as_dict(found)))  # by it the folder is known as ours
     return found
 
 
