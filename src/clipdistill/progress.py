@@ -35,11 +35,11 @@ def _bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # slow to import, and seldom needed
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # of the user's names, which may have brackets
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} " + unit + "  {task.fields[rate]}"),
+        TextColumn("{task.completed}/{task.total} " + unit + "  {task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     started = time.monotonic()
     with Progress(*columns, console=console) as bar:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from clipdistill.errors import ModelError
 from clipdistill.export import gate as job
 from clipdistill.export.gallery import Batches, Gallery, judged_by, quality
 from clipdistill.export.gate import Gate, Timing, centred_cosine, choose, passing, run_gate, time_in_turn
-from clipdistill.export.gate_table import as_dict, foot, verdict
+from clipdistill.export.gate_table import as_dict, foot, table, verdict
 from clipdistill.export.quantise import CANDIDATES, Candidate
 from export.tower_files import WIDTH, matrices, rows_of, write_tower
 
@@ -203,6 +204,12 @@ def test_what_cannot_be_had_is_a_row_with_its_reason(run: Callable[..., Gate], m
     assert "cannot be loaded" in of(gate, "garbage").reason
     assert of(gate, "openvino-float32").reason == "not installed: pip install 'clipdistill[openvino]'"
     assert json.loads(json.dumps(as_dict(gate)))["candidates"]["image"][1]["verdict"] == "ValueError: no such operator"
+    of(gate, "garbage").reason = "cannot open [/tmp/x.onnx]"
+    console = Console(record=True, width=200)
+    console.print(table(gate))
+    printed = console.export_text()
+    assert "pip install 'clipdistill[openvino]'" in printed
+    assert "cannot open [/tmp/x.onnx]" in printed
     with pytest.raises(ModelError, match="broken cannot be had of the image tower: ValueError: no such operator"):
         run({broken: 9.0}, only=broken)
 

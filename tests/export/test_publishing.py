@@ -17,6 +17,7 @@ from clipdistill.cli import main
 from clipdistill.errors import ConfigError, DataError, ModelError
 from clipdistill.export import gate, reading
 from clipdistill.export import onnx as job
+from clipdistill.export.layouts import export_layout
 from clipdistill.export.onnx import export
 from clipdistill.models.huggingface import load
 from clipdistill.search.runtime import Runtime
@@ -118,6 +119,28 @@ def test_a_folder_of_something_else_is_left_alone(classifier: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="it is a file"):
         export(classifier, tmp_path / "file")
     assert left_in(tmp_path / "mine") == {"clipdistill.json"}
+
+
+def test_the_current_folder_is_not_replaced(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "inner")
+    for out in (".", "..", tmp_path / "empty"):
+        with pytest.raises(ConfigError, match="the current folder cannot be replaced whole"):
+            export("no/such/model", out)
+        with pytest.raises(ConfigError, match="the current folder cannot be replaced whole"):
+            export_layout("no/such/model", out, "huggingface")
+    assert main(["export", str(classifier), "--out", "here", "--precision", "float32"]) == 0
+    assert (tmp_path / "empty" / "inner" / "here" / "clipdistill.json").is_file()
+
+
+def test_pictures_that_cannot_be_read_are_left_out(classifier: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        Image.new("RGB", (40, 30), (60 * number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "photos" / "0.png").write_bytes(b"no picture")
+    export(classifier, tmp_path / "out", data=str(tmp_path / "photos"), precision="float32")
+    with np.load(tmp_path / "out" / "golden.npz") as golden:
+        assert [int(picture[0, 0, 0]) for picture in golden["pictures"]] == [60, 120, 180, 60]
 
 
 def test_pictures_are_needed_to_compare_pictures(classifier: Path, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def verdict(gate: Gate, side: str, one: Measured) -> str:
 def table(gate: Gate) -> Table:
     """Return the table that the command prints."""
     from rich.table import Table
+    from rich.text import Text
 
     found = Table(title="candidates: latency of one input, the median, on this machine")
     for name in ("tower", "candidate"):
@@ -72,7 +73,7 @@ def table(gate: Gate) -> Table:
     found.add_column("")
     for side, several in gate.towers.items():
         for one in several:
-            found.add_row(side, one.name, *_numbers(one), verdict(gate, side, one))
+            found.add_row(side, one.name, *_numbers(one), Text(verdict(gate, side, one)))
     return found
 
 

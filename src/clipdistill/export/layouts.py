@@ -16,6 +16,7 @@ from clipdistill.export.layout_javascript import refuse_for_javascript, write_ja
 from clipdistill.export.layout_rows import Rows, check_rows, model_rows, unmended
 from clipdistill.export.layout_sentences import write_sentences
 from clipdistill.export.parity import Parity
+from clipdistill.export.place import check_out
 from clipdistill.export.probes import SCENES, Probes, take_probes
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import DualEncoder
@@ -138,7 +139,7 @@ def export_layout(student: str | Path, out: str | Path, layout: str, data: str |
     if layout not in LAYOUTS:
         raise ConfigError(f"there is no layout '{layout}'.{did_you_mean(layout, LAYOUTS)}")
     out = Path(out)
-    _check_out(out)
+    check_out(out, LAYOUT, "exported layout")
     encoder = load(str(student))
     if reason := LAYOUTS[layout].refuse(encoder):
         able = ", ".join(name for name, one in LAYOUTS.items() if one.refuse(encoder) is None)
@@ -147,20 +148,6 @@ def export_layout(student: str | Path, out: str | Path, layout: str, data: str |
     written = _Written(encoder, layout, take_probes(pairs(data or SCENES), encoder.sides), card)
     save_bundle(written, out, card)
     return written.parity
-
-
-def _check_out(out: Path) -> None:
-    """Refuse to replace anything but a layout: of a student, say, its weights would be gone."""
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    try:
-        marked = LAYOUT in json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        marked = False
-    if not marked:
-        raise ConfigError(
-            f"will not replace {out}: it holds files and is no exported layout. Choose another folder, or empty it."
-        )
 
 
 def _kept(student: str) -> dict[str, Any]:

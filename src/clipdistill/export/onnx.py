@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from clipdistill.data.sources import pairs
-from clipdistill.errors import ConfigError, ModelError
+from clipdistill.errors import ModelError
 from clipdistill.export.gate import Gate
 from clipdistill.export.graphs import OPSET, Side, write_graph
 from clipdistill.export.papers import card, licences, measure
 from clipdistill.export.parity import BATCHES, Parity, check, model_images, model_texts
+from clipdistill.export.place import check_out
 from clipdistill.export.probes import SCENES, Probes, take_probes
 from clipdistill.export.quantise import Candidate
 from clipdistill.export.reading import PROBES, TOKENIZER, write_tokenizer
@@ -66,7 +67,7 @@ def export(
     a folder that holds something else, :class:`DataError` for data that cannot be read.
     """
     out, only = Path(out), find_precision(precision)
-    _check_out(out)
+    check_out(out, SECTION, "exported model")
     encoder = load(str(student))
     probes = take_probes(pairs(data or SCENES), encoder.sides)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,23 +79,6 @@ def export(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return exported
-
-
-def _check_out(out: Path) -> None:
-    if out.is_file():
-        raise ConfigError(f"cannot export to {out}: it is a file. Give the name of a folder.")
-    if not out.is_dir() or not any(out.iterdir()) or _is_export(out / RECORD):
-        return
-    raise ConfigError(
-        f"will not replace {out}: it holds files and is no exported model. Choose another folder, or empty this one."
-    )
-
-
-def _is_export(path: Path) -> bool:
-    try:
-        return SECTION in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 def _write(
