@@ -26,6 +26,8 @@ from clipdistill.progress import progress
 from clipdistill.training.run_folder import STUDENT
 
 TEACHERS = ("live", "stored")
+#: By whether a run stays on as many processes: under Muon, in bfloat16, another order of sums grows to another run.
+OPTIMIZERS = {True: "muon", False: "adamw"}
 #: The whole number of batches in an epoch, so that every sample is in one of them.
 SAMPLES, BATCH, STEPS = 96, 16, 240
 #: One life in so many is ended while it starts, the others while they train.
@@ -56,6 +58,11 @@ class Story:
     seconds: float = 0.0
     violations: list[str] = field(default_factory=list)
 
+    @property
+    def run(self) -> str:
+        """The name of its run file, and of what it is compared with."""
+        return _name(self.teacher, self.alike)
+
 
 def run(minutes: float = 10.0, steps: int = STEPS) -> Result:
     """Kill and resume runs of ``steps`` steps for so many minutes, beside those that the runs to compare with take, and
@@ -74,12 +81,12 @@ def run(minutes: float = 10.0, steps: int = STEPS) -> Result:
     ):
         folder = Path(name)
         write_inputs(folder, steps)
-        references = {teacher: refer(folder, teacher) for teacher in TEACHERS}
+        references = {name: refer(folder, name) for name in map(_name, TEACHERS * 2, (True, True, False, False))}
         began = time.monotonic()
         until = began + 60 * minutes
         while time.monotonic() < until:
             story = Story(TEACHERS[len(stories) % len(TEACHERS)], alike=draw.random() < 0.5)
-            stories.append(live_on(folder, story, references[story.teacher], draw, until))
+            stories.append(live_on(folder, story, references[story.run], draw, until))
             advance(min(round(time.monotonic() - began), total), f"{len(stories)} runs")
     return _result(minutes, stories)
 
@@ -98,14 +105,20 @@ def write_inputs(folder: Path, steps: int) -> None:
     train |= {"steps": steps, "log_every": 1, "checkpoint_every": 10, "lr": 1e-4}
     for name, uri in zip(TEACHERS, (teacher, folder / "store"), strict=True):
         told = {"recipe": "clip-kd", "data": data, "teachers": {"T": str(uri)}, "student": _SIZES, "augment": "whole"}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**told, "train": train, "out": "runs"}))
+        for alike, optimizer in OPTIMIZERS.items():
+            run = {**told, "train": {**train, "optimizer": optimizer}, "out": "runs"}
+            (folder / f"{_name(name, alike)}.yaml").write_text(yaml.safe_dump(run))
 
 
-def refer(folder: Path, teacher: str) -> Reference:
+def _name(teacher: str, alike: bool) -> str:
+    return f"{teacher}-{OPTIMIZERS[alike]}"
+
+
+def refer(folder: Path, run: str) -> Reference:
     """Let a run go to its end, in two processes."""
-    out, notes = folder / f"{teacher}-whole", folder / "notes" / f"{teacher}-whole"
+    out, notes = folder / f"{run}-whole", folder / "notes" / f"{run}-whole"
     began = time.monotonic()
-    life = soak_lives.start(folder / f"{teacher}.yaml", out, notes / "0", 2)
+    life = soak_lives.start(folder / f"{run}.yaml", out, notes / "0", 2)
     soak_lives.wait(life, lambda: _trains(life))
     between = time.monotonic()
     soak_lives.wait(life, lambda: False)
@@ -120,7 +133,7 @@ def live_on(folder: Path, story: Story, reference: Reference, draw: random.Rando
     out, notes, began = folder / "run", folder / "notes" / "run", time.monotonic()
     while not (out / STUDENT).is_dir():
         processes = 2 if story.alike else draw.randint(1, 3)
-        life = soak_lives.start(folder / f"{story.teacher}.yaml", out, notes / str(len(story.ends)), processes)
+        life = soak_lives.start(folder / f"{story.run}.yaml", out, notes / str(len(story.ends)), processes)
         _moment(life, reference, draw, until)
         way = soak_lives.end(life, draw) if time.monotonic() < until else ""
         if not way:

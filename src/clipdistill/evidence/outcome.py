@@ -59,7 +59,7 @@ class Line:
 class Outcome:
     """All trials by cell and seed; ``headline`` are the metrics told first; ``teacher`` what students should become.
 
-    ``teachers`` are those that the grid trained or was given, by name, and ``taught`` names the one of each cell,,
+    ``teachers`` are those that the grid trained or was given, by name, and ``taught`` names the one of each cell,
     which is none of them where only its rows are there. ``claims`` were held against the trials, ``forecasts`` made
     from them.
     """
