@@ -262,7 +262,7 @@ def test_files_are_fetched_before_their_batches_come(server: Server, cache: Path
     assert chosen.blocks == [9, 7, 10, 8, 10, 8]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])  # a fork would take other tests' threads along
 def test_other_processes_read_it_too(server: Server, method: str) -> None:
     source = pairs(put(server, 2))
     with multiprocessing.get_context(method).Pool(1) as pool:
