@@ -159,13 +159,3 @@ def test_equal_bytes_have_equal_hashes(tmp_path: Path) -> None:
     flat = np.zeros((2, 3, 3), np.uint8)
     assert content_hash(flat) == content_hash(flat.copy())
     assert content_hash(flat) != content_hash(flat.reshape(3, 2, 3))
-
-
-@pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_sixteen_bits_of_grey_are_scaled_and_not_cut_off(form: str) -> None:
-    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
-    stream = io.BytesIO()
-    Image.fromarray(ramp).save(stream, form)
-    shown = np.asarray(decode(stream.getvalue()))
-    assert shown.shape == (64, 64, 3)
-    assert np.array_equal(shown[..., 0], (ramp >> 8).astype(np.uint8))

@@ -106,7 +106,7 @@ def test_the_curve_of_a_students_queries_is_its_own(pair: tuple[Any, Path], inde
 @pytest.mark.parametrize("space", [None, {"fingerprint": "another", "sides": "IT"}])
 def test_a_model_of_another_space_is_refused(index: Index, altered: Callable[..., Path], space: Any) -> None:
     folder = altered(space=space)
-    told = rf"{index.manifest.model.fingerprint}.*{Runtime.open(folder).fingerprint}.*index rebuild .*clip-kd-fd"
+    told = rf"{index.manifest.model.fingerprint}.*{Runtime.open(folder).fingerprint}.*index rebuild .*recipe best"
     with pytest.raises(SearchError, match=told):
         Searcher.open(index, folder)
 
