@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from desk import DOCS, ROOT, all_blocks, run_page
+from desk import DOCS, all_blocks, run_page
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from clipdistill.models.huggingface import load
+from transformers_js import installed
 
 PAGE = DOCS / "tutorials" / "browser.md"
-#: Where the test of the layout has installed transformers.js.
-MODULES = ROOT / "tests" / "export" / "node" / "node_modules"
 CHROMIUM = shutil.which("chromium")
 
 
@@ -33,14 +32,15 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def address(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The site that the tutorial makes, served."""
     run_page(PAGE, desk, tmp_path / "desk", monkeypatch)
-    if CHROMIUM is None or not (MODULES / "@huggingface" / "transformers").is_dir():
-        pytest.skip("chromium or transformers.js is not installed")
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    modules = installed()
     site, found = tmp_path / "desk" / "site", dict(all_blocks(PAGE))
     (site / "index.html").write_text(found["html"])
     (site / "search.js").write_text(found["js"])
     (site / "transformers").mkdir(exist_ok=True)
-    shutil.copy(MODULES / "@huggingface" / "transformers" / "dist" / "transformers.min.js", site / "transformers")
-    for file in (MODULES / "onnxruntime-web" / "dist").glob("ort-wasm-*"):
+    shutil.copy(modules / "@huggingface" / "transformers" / "dist" / "transformers.min.js", site / "transformers")
+    for file in (modules / "onnxruntime-web" / "dist").glob("ort-wasm-*"):
         shutil.copy(file, site / "transformers")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
     thread = threading.Thread(target=server.serve_forever)

@@ -25,9 +25,9 @@ from clipdistill.export.layouts import export_layout
 from clipdistill.export.parity import model_images, model_texts
 from clipdistill.models.huggingface import load
 from export.layout_models import left_in, make_square
+from transformers_js import NODE, installed
 
 SMALL = "scenes:test?n=3"
-NODE = Path(__file__).parent / "node"
 DOCS = Path(__file__).parents[2] / "docs"
 #: What TensorRT 10's table of operators of ONNX (docs/operators.md of onnx-tensorrt) lists as supported, of those that
 #: torch writes.
@@ -107,16 +107,9 @@ def test_immich_reads_its_folders(kind: str, make_model: Callable[[str], Path], 
 
 @pytest.fixture(scope="module")
 def node() -> str:
-    """The program node, with transformers.js installed beside the test; fetched once."""
-    program = shutil.which("node")
-    if program is None or shutil.which("npm") is None:
-        pytest.skip("node or npm is not installed")
-    if not (NODE / "node_modules" / "@huggingface" / "transformers").is_dir():
-        words = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        done = subprocess.run(words, cwd=NODE, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"npm could not fetch transformers.js: {done.stderr[-300:]}")
-    return program
+    """The program node, with transformers.js installed beside the test."""
+    installed()
+    return str(shutil.which("node"))
 
 
 def test_transformers_js_embeds_and_classifies(node: str, make_model: Callable[[str], Path], tmp_path: Path) -> None:
