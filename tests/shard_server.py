@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -122,12 +121,3 @@ def limit(monkeypatch: pytest.MonkeyPatch, shards: float) -> None:
 def copies(cache: Path) -> list[Path]:
     """The shards in a cache."""
     return sorted(cache.glob("*.tar"))
-
-
-def until(done: Callable[[], bool]) -> None:
-    """Wait for something that another thread or process does."""
-    for _ in range(2000):
-        if done():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came")

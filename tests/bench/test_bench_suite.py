@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from clipdistill.bench.kd_steps import peak_memory
 from clipdistill.bench.result import Result, columns, of_verdicts
 from clipdistill.bench.versus import versus
 from clipdistill.cli import main
+from waiting import until
 
 
 def fake(name: str) -> Result:
@@ -80,18 +79,10 @@ store.run = lambda: run_module("timeit", "-n1", "-r1", {part!r})
 raise SystemExit(main(["bench", "store"]))
 """
     with subprocess.Popen([sys.executable, "-c", program]) as process:
-        until(lambda: pid.exists() and pid.read_text())
+        until(lambda: pid.exists() and pid.read_text(), 60)
         process.terminate()
         assert process.wait(30) == 143
-    until(lambda: not Path(f"/proc/{pid.read_text()}").exists())
-
-
-def until(done: Callable[[], object]) -> None:
-    for _ in range(600):
-        if done():
-            return
-        time.sleep(0.1)
-    pytest.fail("it took too long")
+    until(lambda: not Path(f"/proc/{pid.read_text()}").exists(), 60)
 
 
 def test_every_name_is_a_module() -> None:

@@ -23,7 +23,8 @@ from clipdistill.data.remote import look_up, no_commands
 from clipdistill.data.samples import Source, TarMember
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError, DataError
-from shard_server import ROWS, Server, contents, copies, limit, put, serving, tar_bytes, until
+from shard_server import ROWS, Server, contents, copies, limit, put, serving, tar_bytes
+from waiting import until
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from clipdistill.data.order import Order
 from clipdistill.data.samples import Sample, Source
 from clipdistill.data.sources import from_samples, pairs
 from clipdistill.data.workers import load
-from shard_server import ROWS, Server, contents, copies, limit, put, serving, until
+from shard_server import ROWS, Server, contents, copies, limit, put, serving
+from waiting import until
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from clipdistill.data.sources import from_samples, pairs, remote_parquet
 from clipdistill.data.sources.remote_parquet import RemotePicture
 from clipdistill.data.workers import load
 from clipdistill.errors import DataError
-from shard_server import Server, contents, copies, serving, until
+from shard_server import Server, contents, copies, serving
+from waiting import until
 
 ROWS = 10
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

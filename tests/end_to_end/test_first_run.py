@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -14,17 +13,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from clipdistill import run_file
 from clipdistill.bench import students
 from clipdistill.bench.students import Student
 from clipdistill.cli import main
 from clipdistill.config import RunConfig, load_run
-from clipdistill.data.sources import pairs
+from drawn_pictures import draw_pictures
 
 CLI = [sys.executable, "-m", "clipdistill"]
 BIN = Path(sys.executable).parent
@@ -35,15 +32,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Captioned pictures for training and testing."""
     desk = tmp_path_factory.mktemp("desk")
     for name, uri in (("train", "scenes:train?n=12"), ("test", "scenes:test?n=4")):
-        folder, source = desk / name, pairs(uri)
-        folder.mkdir()
-        lines = []
-        for index in range(len(source)):
-            pixels = source[index].image
-            assert isinstance(pixels, np.ndarray)
-            Image.fromarray(pixels).save(folder / f"{index}.png")
-            lines.append(json.dumps({"file_name": f"{index}.png", "text": source[index].captions[0]}))
-        (folder / "metadata.jsonl").write_text("\n".join(lines))
+        draw_pictures(desk / name, uri)
     return desk
 
 

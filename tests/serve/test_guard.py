@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from clipdistill.serve.keys import Keys, new_key
 from clipdistill.serve.settings import is_loopback, own_names, read_origin, read_rate
 from clipdistill.serve.towers import Towers
 from serve.conftest import running
+from waiting import until
 
+wait_for = partial(until, seconds=10)
 Serve = Callable[..., httpx.Client]
 QUESTION = {"texts": ["boat"]}
 
@@ -84,14 +87,6 @@ def gallery_model(gallery: Path) -> Path:
 
 def status(client: httpx.Client, key: str) -> int:
     return client.get("/api/indexes", headers={"Authorization": f"Bearer {key}"}).status_code
-
-
-def wait_for(done: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if done():
-            return
-        time.sleep(0.05)
-    pytest.fail("it did not happen within ten seconds")
 
 
 def test_the_file_of_keys_holds_none(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from clipdistill.search.build import build_index
 from clipdistill.search.index import Index
 from clipdistill.search.sync import sync
 from serve.conftest import draw_pictures
+from waiting import until
 
 Start = Callable[..., tuple[subprocess.Popen[str], httpx.Client]]
 QUESTION = {"texts": ["boat"], "k": 100}
@@ -52,12 +53,7 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
-def wait_for(done: Callable[[], Any]) -> None:
-    for _ in range(600):
-        if done():
-            return
-        time.sleep(0.05)
-    pytest.fail("it did not happen within half a minute")
+wait_for = partial(until, seconds=30)
 
 
 def ready(client: httpx.Client) -> bool:
