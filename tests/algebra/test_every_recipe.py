@@ -44,6 +44,7 @@ def every_metric() -> Iterator[Recipe]:
         if verb == "relation":
             special.append({"like": ["UI-UT", "TI-TT"], "like_scale": [{"new": 9}, {"raw": 3}], "confidence": "TI>TT"})
             special.append({verb: "SI>ST|TT@bank", "like": "TI>TT|TT@bank"})
+            special.append({verb: "SI-ST", "like": ["UI-UT", "TI-TT"]})
         if verb == "feature":
             special = [{"adapter": adapter} for adapter in ADAPTERS if adapter != "teacher"]
             special.append({"confidence": "SI>ST"})

@@ -251,13 +251,13 @@ def test_two_teachers_of_different_width_cannot_be_paired() -> None:
 
 
 def test_closed_form_gradients_are_those_of_autograd() -> None:
-    from clipdistill.algebra.objectives import contrast_gradients, infonce
+    from clipdistill.algebra.objectives import contrast_gradients, infonce, shared
 
     generator = torch.Generator().manual_seed(9)
     a, b = (torch.randn(5, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
     positives = torch.eye(5, dtype=torch.bool)
     positives[0, 1] = positives[1, 0] = True
-    infonce(7.0 * a @ b.T, positives).mean().backward()
+    infonce((7.0 * a @ b.T).log_softmax(dim=1), shared(positives, a)).mean().backward()
     found = contrast_gradients(a.detach(), b.detach(), 7.0, positives)
     assert a.grad is not None
     assert b.grad is not None

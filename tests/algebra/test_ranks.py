@@ -1,7 +1,11 @@
-"""Rows split over real processes: the same losses, and after averaging the same gradients, as in one."""
+"""Rows split over real processes: the same losses, and after averaging the same gradients, as in one.
+
+Once with every matrix stored, and once in strips of two rows: a rank with one row has them too.
+"""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,12 @@ import torch
 from test_every_recipe import BANK_KEYS, COUNT, RECIPES, Case
 from torch import Tensor, distributed, multiprocessing
 
+from clipdistill.algebra import strips
+
 #: How the five rows lie on the ranks; not evenly, as when a picture cannot be read.
 SPLITS = {2: [3, 2], 4: [1, 2, 1, 1]}
 SETTING = "narrow student, keys"
+WAYS = ("whole", "in strips")
 Found = dict[str, dict[str, Tensor]]
 
 
@@ -42,8 +49,11 @@ def work(rank: int, world: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     start = sum(SPLITS[world][:rank])
     own = slice(start, start + SPLITS[world][rank])
-    found = {name: outcome(name, own, world) for name in RECIPES}
-    torch.save(found, Path(folder) / f"{world}-{rank}.pt")
+    for way in WAYS:
+        if way == "in strips":
+            strips.WHOLE, strips.STRIP, strips.LOWEST = 0, 11, 1
+        found = {name: outcome(name, own, world) for name in RECIPES}
+        torch.save(found, Path(folder) / f"{way}-{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -56,12 +66,17 @@ def alone() -> Found:
 def test_the_number_of_ranks_changes_nothing(world: int, alone: Found, tmp_path: Path) -> None:
     spawn: Any = multiprocessing.spawn  # type: ignore[attr-defined]
     spawn(work, (world, str(tmp_path)), nprocs=world)
-    for rank in range(world):
-        found: Found = torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True)
+    for rank, way in itertools.product(range(world), WAYS):
+        found: Found = torch.load(tmp_path / f"{way}-{rank}.pt", weights_only=True)
         assert found.keys() == alone.keys()
         for name, expected in alone.items():
             assert found[name].keys() == expected.keys()
             for key, value in expected.items():
                 torch.testing.assert_close(
-                    found[name][key], value, rtol=1e-9, atol=1e-11, equal_nan=False, msg=f"{name}, {key}, rank {rank}"
+                    found[name][key],
+                    value,
+                    rtol=1e-9,
+                    atol=1e-11,
+                    equal_nan=False,
+                    msg=f"{name}, {key}, rank {rank}, {way}",
                 )

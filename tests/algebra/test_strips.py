@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ from test_every_recipe import Case, everything, everywhere
 from torch import Tensor
 
 from clipdistill.algebra import strips
+from clipdistill.algebra.call import Call
+from clipdistill.algebra.graph import InteractionGraph
+from clipdistill.algebra.nodes import Arrow
+from clipdistill.algebra.recipe import Recipe
+from clipdistill.algebra.term import Term
 
 
 def by_strips(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
@@ -58,6 +64,33 @@ def test_a_gradient_of_another_sum_is_exact_too(setting: str, times: float, monk
     assert len(found) == len(expected) > 2
     for ours, whole in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("terms", "matrices"),
+    [
+        ("clip", {"SI>ST"}),
+        ("clip-kd", {"SI>ST", "TI>TT", "SI>TT", "ST>TI"}),
+        ([{"relation": "ST-SI", "like": "TT-TI"}], {"ST>SI", "TT>TI"}),
+        ([{"contrast": "SI-ST", "confidence": "TI>TT"}], {"SI>ST", "ST>SI", "TI>TT"}),
+        ([{"relation": "SI-ST", "like": "TI-TT", "mutual": True}], {"SI>ST", "ST>SI", "TI>TT", "TT>TI"}),
+    ],
+)
+def test_an_arrow_and_its_reverse_share_their_strips(
+    terms: str | list[dict[str, Any]], matrices: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_strips(monkeypatch, 11)
+    computed, similarities = set[str](), Call._similarities
+
+    def noted(call: Call, term: Term, arrow: Arrow, scale: float) -> Tensor:
+        computed.add(str(arrow))
+        return similarities(call, term, arrow, scale)
+
+    monkeypatch.setattr(Call, "_similarities", noted)
+    graph = InteractionGraph(Recipe.load(terms), {"S": 4, "T": 4})
+    rows = {node: torch.randn(5, 4, requires_grad=node[0] == "S") for node in ("SI", "ST", "TI", "TT")}
+    graph(rows, {"S": 7.0, "T": 20.0}).total.backward()
+    assert computed == matrices
 
 
 def test_without_gradients_nothing_is_kept_for_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,20 +5,20 @@ Legend: ``b`` anchors, ``N`` candidates, ``D`` width at which both meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clipdistill.algebra import objectives
-from clipdistill.algebra.gather import gather, summed
+from clipdistill.algebra import columns, objectives
+from clipdistill.algebra.columns import Columns, Key
+from clipdistill.algebra.gather import gather, log_summed, summed
 from clipdistill.algebra.nodes import Arrow, Node
 from clipdistill.algebra.objectives import PerRow
 from clipdistill.algebra.rows import Rows, unit
-from clipdistill.algebra.strips import by_strips, cut
-from clipdistill.algebra.term import NewScale, Scale, Term
+from clipdistill.algebra.strips import by_strips, cut, is_small
+from clipdistill.algebra.term import SOFTMAX, NewScale, Scale, Term
 from clipdistill.algebra.widths import Widths, adapter_key
 from clipdistill.errors import RecipeError, did_you_mean
 
@@ -39,8 +39,9 @@ class Learned:
 class Call:
     """Rows and who is whose positive, logit scales and biases by model letter, beside what was learned.
 
-    ``met`` are the candidates of every node, at each width at which they are met; ``sure`` the confidences by
-    term; ``shared`` the logits of these anchors that terms have in common.
+    ``met`` are the candidates of every node, at each width at which they are met, ``most`` the largest number of them;
+    ``sure`` the confidences by term; ``shared`` what terms have in common of these anchors: logits, and logarithms of
+    probabilities. ``down`` reads the strips of the reverse arrows down their ``columns``.
     """
 
     learned: Learned
@@ -49,11 +50,18 @@ class Call:
     given_biases: Numbers
     met: dict[tuple[Node, int, str], Tensor] = field(default_factory=dict)
     sure: dict[str, PerRow] = field(default_factory=dict)
-    shared: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    shared: dict[Key, Tensor] = field(default_factory=dict)
+    most: int = 1
+    columns: Columns = field(default_factory=Columns)
+    down: bool = False
 
     def strip(self, part: slice) -> Call:
         """The same for some of the rows."""
         return replace(self, rows=self.rows.strip(part), shared={})
+
+    def towards(self, term: Term, index: int) -> Call:
+        """The call as one of a term's arrows reads it."""
+        return replace(self, down=True) if (term.name, index) in self.columns.turned else self
 
     def summed(self, values: Callable[[Call], Tensor], weights: Tensor) -> Tensor:
         """The sum over all rows of values that are a sum over rows, ``[terms]``, strip by strip.
@@ -77,16 +85,54 @@ class Call:
     @property
     def strips(self) -> list[slice]:
         """How the rows are cut, so that no matrix of them all has to be stored."""
-        return cut(self.rows.count, max(map(len, self.met.values()), default=1))
+        return cut(self.rows.count, self.most)
 
-    def meet(self, terms: list[Term]) -> None:
-        """Bring all candidates together, once for all terms, and see how sure the confident ones are."""
-        for term in terms:
-            for arrow in _compared(term):
-                self.others(term, arrow, self.learned.widths.joint(term, arrow))
+    @property
+    def whole(self) -> bool:
+        """Whether every matrix is stored; the same on all ranks, which speak to each other otherwise."""
+        return is_small(max(self.rows.split.sizes), self.most)
+
+    def meet(self, terms: list[Term]) -> Call:
+        """Bring all candidates together, once for all terms, and see how sure the confident ones are.
+
+        What is returned knows which arrows share the strips of their reverse.
+        """
+        most = max((self.rows.candidates(node) for term in terms for node in _candidates(term)), default=1)
+        call = replace(self, most=most)
+        compared = [term for term in terms if term.verb in ("contrast", "relation")]
+        turned = columns.turned(compared, call._keys) if not call.whole else frozenset()
+        for term, index in _places(compared):
+            if (term.name, index) not in turned:
+                for arrow in _together(term, index):
+                    call.others(term, arrow, self.learned.widths.joint(term, arrow))
         for term in terms:
             if term.confidence is not None:
-                self.sure[term.name] = self._confidence(term, term.confidence)
+                call.others(term, term.confidence, self.learned.widths.joint(term, term.confidence))
+                call.sure[term.name] = call._confidence(term, term.confidence)
+        softmaxes = [(t, index) for t, index in _places(compared) if t.metric in SOFTMAX and (t.name, index) in turned]
+        return replace(call, columns=Columns(turned, *call._sums(softmaxes)))
+
+    def _keys(self, term: Term, index: int, reverse: bool) -> list[Key]:
+        """What tells apart the matrices that an arrow of a term reads."""
+        arrows = [arrow.reverse if reverse else arrow for arrow in _together(term, index)]
+        return [self._key(term, arrow, name) for arrow, name in zip(arrows, term.scales, strict=True)]
+
+    @torch.no_grad()
+    def _sums(self, places: list[tuple[Term, int]]) -> tuple[dict[Key, Tensor], Tensor | None]:
+        """The log-sum-exp of the columns that arrows are read down, and the number of positives of each."""
+        sums, counts, split = dict[Key, Tensor](), None, self.rows.split
+        for call in map(self.strip, self.strips if places else []):
+            for term, index in places:
+                for arrow, name in zip(_together(term, index), term.scales, strict=True):
+                    key = self._key(term, arrow.reverse, name)
+                    if key not in call.shared:
+                        more = call.logits(term, arrow.reverse, name).logsumexp(dim=0)
+                        sums[key] = torch.logaddexp(sums[key], more) if key in sums else more
+            if self.rows.keys is not None:
+                found = call.rows.positives(places[0][0].arrows[0].other).sum(dim=0)
+                counts = found if counts is None else counts + found
+        everywhere = {key: log_summed(columns, split) for key, columns in sums.items()}
+        return everywhere, None if counts is None else summed(counts, split)
 
     @torch.no_grad()
     def _confidence(self, term: Term, arrow: Arrow) -> PerRow:
@@ -100,13 +146,50 @@ class Call:
 
     def logits(self, term: Term, arrow: Arrow, name: str) -> Tensor:
         """An arrow's logits under one of the term's scales, ``[b, N]``; terms that ask for the same share them."""
-        scale = term.scales[name]
-        width = self.learned.widths.joint(term, arrow)
-        ways = tuple(self._way(term, node, width) for node in (arrow.anchor, *arrow.other.layers))
-        key = (arrow, width, ways, name if isinstance(scale, NewScale) else scale)
+        arrow = arrow.reverse if self.down else arrow
+        key = self._key(term, arrow, name)
         if key not in self.shared:
             self.shared[key] = self._similarities(term, arrow, self.scale(term, name))
         return self.shared[key]
+
+    def seen(self, term: Term, arrow: Arrow, name: str) -> Tensor:
+        """What a term's metric looks at, ``[b, N]``: probabilities, logits that answer yes or no, or logits."""
+        if term.metric in SOFTMAX:
+            return self._log_p(term, arrow, name)
+        logits = self.logits(term, arrow, name)
+        return logits + self.bias(term, arrow) if term.metric == "sigmoid" else logits
+
+    def _log_p(self, term: Term, arrow: Arrow, name: str) -> Tensor:
+        """The logarithm of the softmax of an arrow's logits over its candidates, ``[b, N]``."""
+        logits, key = self.logits(term, arrow, name), self._key(term, arrow.reverse if self.down else arrow, name)
+        place = ("log P", self.down, key)
+        if place not in self.shared:
+            self.shared[place] = logits - self.columns.sums[key] if self.down else logits.log_softmax(dim=1)
+        return self.shared[place]
+
+    def target(self, arrow: Arrow, like: Tensor) -> Tensor:
+        """InfoNCE's target, ``[b, N]``: each anchor's mass, shared equally by its positives."""
+        positives = self.rows.positives(arrow.other)
+        if self.down and self.columns.counts is not None:
+            return positives.to(like.dtype) / self.columns.counts
+        return objectives.shared(positives, like)
+
+    def passed(self, term: Term, seen: Tensor) -> PerRow:
+        """Zero, with the gradient that a cross entropy down columns has through their sums, ``[b]``.
+
+        The sums were taken without gradient; a target has mass 1 in every column, however strips cut it, so this is
+        the column's probabilities.
+        """
+        if not (self.down and term.metric in SOFTMAX):
+            return seen.new_zeros(len(seen))
+        p = seen.exp().sum(dim=1)
+        return p - p.detach()
+
+    def _key(self, term: Term, arrow: Arrow, name: str) -> Key:
+        scale = term.scales[name]
+        width = self.learned.widths.joint(term, arrow)
+        ways = tuple(self._way(term, node, width) for node in (arrow.anchor, *arrow.other.layers))
+        return arrow, width, ways, name if isinstance(scale, NewScale) else scale
 
     def _similarities(self, term: Term, arrow: Arrow, scale: float | Tensor) -> Tensor:
         width = self.learned.widths.joint(term, arrow)
@@ -175,11 +258,22 @@ class Call:
         return self.given_scales[scale]
 
 
-def _compared(term: Term) -> list[Arrow]:
-    """The arrows of a term that compare every row with all candidates."""
-    arrows = [*term.arrows, *(arrow for target in term.like for arrow in target)]
-    compares = term.verb in ("contrast", "relation")
-    return [*(arrows if compares else ()), *([term.confidence] if term.confidence else ())]
+def _places(terms: list[Term]) -> Iterator[tuple[Term, int]]:
+    """Every arrow of some terms, by its term and its place in it."""
+    yield from ((term, index) for term in terms for index in range(len(term.arrows)))
+
+
+def _together(term: Term, index: int) -> list[Arrow]:
+    """One of a term's arrows, and those it is made like."""
+    return [term.arrows[index], *(target[index] for target in term.like)]
+
+
+def _candidates(term: Term) -> list[Node]:
+    """The nodes that a term compares every row with."""
+    compared = term.verb in ("contrast", "relation", "gradient")
+    arrows = [arrow for index in range(len(term.arrows)) for arrow in _together(term, index)] if compared else []
+    arrows += [term.confidence] if term.confidence else []
+    return [layer for arrow in arrows for layer in arrow.other.layers]
 
 
 def bias_key(term: Term) -> str:

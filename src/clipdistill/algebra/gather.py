@@ -86,6 +86,12 @@ def summed(values: Tensor, split: Split) -> Tensor:
     return values
 
 
+def log_summed(values: Tensor, split: Split) -> Tensor:
+    """The logarithm of the sum of exponentials over the ranks, without gradient."""
+    one_each = Split((1,) * split.world, split.rank)
+    return values if split.world == 1 else _all_rows(values[None], one_each).logsumexp(dim=0)
+
+
 def _all_rows(rows: Tensor, split: Split) -> Tensor:
     """Gather what may be of different length on each rank: padded to the longest, then cut."""
     longest = max(split.sizes)

@@ -141,8 +141,7 @@ class InteractionGraph(nn.Module):
 
     def _losses(self, terms: list[Term], call: Call) -> Losses:
         split = call.rows.split
-        call.meet(terms)
-        sums = self._sums(terms, call) / split.total
+        sums = self._sums(terms, call.meet(terms)) / split.total
         values = dict(zip([term.name for term in terms], total(sums, split).unbind(), strict=True))
         weights = self._weights(terms, values, call.rows)
         return Losses(torch.stack([weights[name] * value for name, value in values.items()]).sum(), values)
@@ -173,7 +172,7 @@ class InteractionGraph(nn.Module):
     def _sums(self, terms: list[Term], call: Call) -> Tensor:
         """Every term's sum over this rank's rows, ``[terms]``: strip by strip, but for gradients, which cross them."""
         by_row = [term for term in terms if term.verb != "gradient"]
-        if len(call.strips) == 1 or not by_row:
+        if call.whole or not by_row:
             return self._by_row(terms, call)
         known = self._known_weights()
         weights = next(iter(call.rows.units.values())).new_tensor([known[term.name] for term in by_row])
@@ -193,36 +192,33 @@ class InteractionGraph(nn.Module):
             "gradient": self._gradient,
             "classify": self._classify,
         }[term.verb]
-        rows = torch.stack([compute(term, index, call) for index in range(len(term.arrows))]).mean(dim=0)
+        places = range(len(term.arrows))
+        rows = torch.stack([compute(term, index, call.towards(term, index)) for index in places]).mean(dim=0)
         return (rows if term.confidence is None else rows * call.sure[term.name][call.rows.part]).sum()
 
     def _contrast(self, term: Term, index: int, call: Call) -> PerRow:
         arrow = term.arrows[index]
-        logits = call.logits(term, arrow, term.name)
+        seen = call.seen(term, arrow, term.name)
         if term.metric == "sigmoid":
-            logits = logits + call.bias(term, arrow)
-        return objectives.CONTRAST[term.metric](logits, call.rows.positives(arrow.other))
+            return objectives.sigmoid(seen, call.rows.positives(arrow.other))
+        return objectives.infonce(seen, call.target(arrow, seen)) + call.passed(term, seen)
 
     def _relation(self, term: Term, index: int, call: Call) -> PerRow:
         arrow = term.arrows[index]
-        logits = call.logits(term, arrow, term.name)
+        seen = call.seen(term, arrow, term.name)
         names = list(term.scales)[1:]
         likes = [target[index] for target in term.like]
-        targets = [call.logits(term, like, name) for like, name in zip(likes, names, strict=True)]
-        if term.metric == "sigmoid":
-            logits = logits + call.bias(term, arrow)
-            targets = [t + call.bias(term, like) for t, like in zip(targets, likes, strict=True)]
+        targets = [call.seen(term, like, name) for like, name in zip(likes, names, strict=True)]
         for like, target in zip(likes, targets, strict=True):
-            if target.shape != logits.shape:
+            if target.shape != seen.shape:
                 raise RecipeError(
-                    f"recipe {self.recipe.name}, term {term}: {arrow} has {logits.shape[1]} candidates, {like} has "
+                    f"recipe {self.recipe.name}, term {term}: {arrow} has {seen.shape[1]} candidates, {like} has "
                     f"{target.shape[1]}. Both need the same ones."
                 )
-        if term.metric == "sigmoid" and term.reference:
-            compare = objectives.relation_sigmoid_reference
-        else:
-            compare = objectives.RELATION[term.metric]
-        return compare(logits, targets if term.mutual else [target.detach() for target in targets])
+        quirk = term.metric == "sigmoid" and term.reference
+        compare = objectives.relation_sigmoid_reference if quirk else objectives.RELATION[term.metric]
+        values = compare(seen, targets if term.mutual else [target.detach() for target in targets])
+        return values + call.passed(term, seen)
 
     def _feature(self, term: Term, index: int, call: Call) -> PerRow:
         arrow = term.arrows[index]

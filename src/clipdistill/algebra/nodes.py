@@ -95,6 +95,11 @@ class Arrow:
     anchor: Node
     other: Node
 
+    @property
+    def reverse(self) -> Arrow:
+        """The arrow the other way round, whose matrix is the transpose."""
+        return Arrow(self.other, self.anchor)
+
     def __str__(self) -> str:
         return f"{self.anchor}>{self.other}"
 

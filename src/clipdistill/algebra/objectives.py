@@ -1,7 +1,8 @@
 """The objectives: what a row of similarities, or a pair of rows, is asked to be.
 
-Legend: ``B`` rows, ``N`` candidates, ``D`` width, ``C`` classes. Logits are ``scale * similarity``. Every function
-returns one value per row, ``[B]``; a term is their mean.
+Legend: ``B`` rows, ``N`` candidates, ``D`` width, ``C`` classes. Logits are ``scale * similarity``, ``log P`` is the
+logarithm of their softmax over the candidates, ``log Q`` that of a target's. Every function returns one value per row,
+``[B]``; a term is their mean.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from torch.nn import functional as F
 PerRow = Float[Tensor, "B"]
 
 
-def infonce(logits: Float[Tensor, "B N"], positives: Bool[Tensor, "B N"]) -> PerRow:
+def infonce(log_p: Float[Tensor, "B N"], target: Float[Tensor, "B N"]) -> PerRow:
     """InfoNCE with several positives: cross entropy against a target shared equally by each row's positives.
 
     With one positive per row this is the CLIP loss of one direction (arXiv 2103.00020,
     ``-1/B sum_i log P_ii``); with several it is ``L_out`` of supervised contrastive learning (arXiv 2004.11362).
     """
-    return -(positives * logits.log_softmax(dim=1)).sum(dim=1) / positives.sum(dim=1)
+    return -(target * log_p).sum(dim=1)
 
 
 def sigmoid(logits: Float[Tensor, "B N"], positives: Bool[Tensor, "B N"]) -> PerRow:
@@ -35,23 +36,22 @@ def sigmoid(logits: Float[Tensor, "B N"], positives: Bool[Tensor, "B N"]) -> Per
     return -F.logsigmoid(sign * logits).sum(dim=1)
 
 
-def relation_ce(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B N"]]) -> PerRow:
+def relation_ce(log_p: Float[Tensor, "B N"], log_qs: Sequence[Float[Tensor, "B N"]]) -> PerRow:
     """Cross entropy of the row softmax against the targets' row softmaxes, averaged.
 
     With one target TinyCLIP's affinity mimicking (arXiv 2309.12314); with several MobileCLIP's ensemble
     (arXiv 2311.17049), whose softmaxes are averaged and not its similarities.
     """
-    target = _mean([target.softmax(dim=1) for target in targets])
-    return -(target * logits.log_softmax(dim=1)).sum(dim=1)
+    return -(_log_mean(log_qs).exp() * log_p).sum(dim=1)
 
 
-def relation_kl(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B N"]]) -> PerRow:
+def relation_kl(log_p: Float[Tensor, "B N"], log_qs: Sequence[Float[Tensor, "B N"]]) -> PerRow:
     """Kullback-Leibler divergence from the targets' mean row softmax to the row softmax: CLIP-KD's CRD.
 
-    ``KL(Q; Z) = CE(Q; Z) - H(Q)``: the same gradient as :func:`relation_ce` when the target is constant.
+    ``KL(Q; P) = CE(Q; P) - H(Q)``: the same gradient as :func:`relation_ce` when the target is constant.
     """
-    log_q = _log_mean([target.log_softmax(dim=1) for target in targets])
-    return (log_q.exp() * (log_q - logits.log_softmax(dim=1))).sum(dim=1)
+    log_q = _log_mean(log_qs)
+    return (log_q.exp() * (log_q - log_p)).sum(dim=1)
 
 
 def relation_mse(logits: Float[Tensor, "B N"], targets: Sequence[Float[Tensor, "B N"]]) -> PerRow:
@@ -146,6 +146,5 @@ def contrast_gradients(
     return scale * error @ other / count, scale * error.T @ anchor / count
 
 
-CONTRAST = {"softmax": infonce, "sigmoid": sigmoid}
 RELATION = {"ce": relation_ce, "kl": relation_kl, "mse": relation_mse, "sigmoid": relation_sigmoid}
 FEATURE = {"mse": feature_mse, "l2": feature_l2, "cosine": feature_cosine}

@@ -61,6 +61,10 @@ class Rows:
             self._anchors[node] = self.units[node][self.part]
         return self._anchors[node]
 
+    def candidates(self, node: Node) -> int:
+        """The number of candidates that a node has."""
+        return len(self.units[node]) if node.is_bank else self.split.total
+
     def everywhere(self, node: Node) -> Float[Tensor, "N D"]:
         """The candidates of a node: the rows of all ranks, or those of a bank, which every rank has whole."""
         if node.is_bank:

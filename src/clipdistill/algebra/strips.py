@@ -24,9 +24,14 @@ STRIP, LOWEST = 1 << 21, 128
 WHOLE = STRIP
 
 
+def is_small(rows: int, candidates: int) -> bool:
+    """Whether the matrix of ``rows`` rows against ``candidates`` is stored whole."""
+    return rows * candidates <= WHOLE
+
+
 def cut(rows: int, candidates: int) -> list[slice]:
     """Cut ``rows`` rows against ``candidates`` into strips; one where the whole matrix is small."""
-    height = rows if rows * candidates <= WHOLE else max(LOWEST, STRIP // candidates)
+    height = rows if is_small(rows, candidates) else max(LOWEST, STRIP // candidates)
     return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
 
 

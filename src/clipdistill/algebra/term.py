@@ -15,6 +15,8 @@ VERBS: dict[str, tuple[str, ...]] = {
     "gradient": ("mse",),
     "classify": ("ce",),
 }
+#: Metrics that see the probabilities a row gives to its candidates.
+SOFTMAX = ("softmax", "kl", "ce")
 #: Verbs that compare one arrow with another.
 COMPARING = ("relation", "gradient")
 #: How rows of different width meet: the student's mapped or stretched (Chinese-CLIP) to the teacher's width, or the
@@ -141,7 +143,7 @@ def spell(arrows: tuple[Arrow, ...], verb: str = "") -> str:
     rest = list(arrows)
     while rest:
         first = rest.pop(0)
-        if rest and rest[0] == Arrow(first.other, first.anchor) and first.anchor != first.other:
+        if rest and rest[0] == first.reverse and first.anchor != first.other:
             rest.pop(0)
             pieces.append(f"{first.anchor}-{first.other}")
         else:
