@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
+#: What a verb that reads data takes.
+SOURCES = "a folder, a table (csv, jsonl, parquet), .tar shards, annotations, hf:org/name or mix.yaml"
+
 app = typer.Typer(help="Look at data before training on them, convert and mix them.", no_args_is_help=True)
 
 
 @app.command()
 def check(
-    uri: Annotated[
-        str, typer.Argument(help="A folder, table, shards, hf:org/name, mix.yaml, ...: anything docs/data.md names.")
-    ],
+    uri: Annotated[str, typer.Argument(help=f"Pictures, captions or both: {SOURCES}.")],
     against: Annotated[str | None, typer.Option(help="Data that must not share pictures with it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:

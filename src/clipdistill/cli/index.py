@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from clipdistill.cli.data import SOURCES
+
 
 class SourceFirst(TyperGroup):
     """A group whose first word may be a source: then it is made into an index."""
@@ -39,7 +41,7 @@ Out = Annotated[Path, typer.Option(help="Folder for the index.")]
 
 @app.command()
 def make(
-    source: Annotated[str, typer.Argument(help="Pictures: anything docs/data.md names.")],
+    source: Annotated[str, typer.Argument(help=f"Pictures: {SOURCES}.")],
     model: Model,
     out: Out,
     engine: Engine = None,
@@ -129,7 +131,7 @@ def import_rows(
     id_column: Annotated[str | None, typer.Option("--id", help="The column of ids.")] = None,
     unchecked: Annotated[bool, typer.Option("--unchecked", help="Take it on trust that the model made them.")] = False,
 ) -> None:
-    """Make an index of pictures that were embedded before, without embedding them again; docs/search-index-exchange.md.
+    """Make an index of pictures that were embedded before, without embedding them again.
 
     For instance: clipdistill index import stores/student --model exported/student --out photos.index
     """

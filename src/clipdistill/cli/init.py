@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from clipdistill.cli.completion import presets
+from clipdistill.cli.data import SOURCES
 from clipdistill.errors import ClipdistillError, ConfigError
 from clipdistill.progress import console
 
@@ -24,7 +25,7 @@ _NO_TEACHER = (
 
 def init(
     file: Annotated[Path, typer.Argument(help="The run file to write.")] = Path("run.yaml"),
-    data: Annotated[str | None, typer.Option(help="The pictures: a folder, or anything docs/data.md names.")] = None,
+    data: Annotated[str | None, typer.Option(help=f"The pictures: {SOURCES}.")] = None,
     teacher: Annotated[str | None, typer.Option(help="A model, a store of embeddings, or none.")] = None,
     student: Annotated[
         str | None, typer.Option(help="A preset, or milliseconds for each tower as 20ms.", autocompletion=presets)

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from clipdistill.cli.data import SOURCES
 from clipdistill.errors import ConfigError, did_you_mean
 
 app = typer.Typer(help="Look after stored embeddings.", no_args_is_help=True)
 
 
 def embed(
-    data: Annotated[str, typer.Argument(help="Pictures, captions or both: anything docs/data.md names.")],
+    data: Annotated[str, typer.Argument(help=f"Pictures, captions or both: {SOURCES}.")],
     model: Annotated[str, typer.Option(help="Model folder or hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the store.")],
     words: Annotated[
@@ -105,7 +106,7 @@ def import_stored(
     columns: Annotated[str | None, typer.Option(help="0:768 takes one teacher's part of the rows.")] = None,
     data: Annotated[str | None, typer.Option(help="The data that were embedded: their ids are used.")] = None,
 ) -> None:
-    """Make a store of embeddings that another program wrote; see docs/formats.md for what is understood."""
+    """Make a store of embeddings that another program wrote."""
     from clipdistill.teachers.foreign import import_store
 
     import_store(path, out, model, scale, id_column, _columns(columns), data)
