@@ -15,6 +15,7 @@ from PIL import Image
 from clipdistill.cli import main
 from clipdistill.errors import SearchError
 from clipdistill.search import build
+from clipdistill.search import milvus as milvus_engine
 from clipdistill.search.build import build_index
 from clipdistill.search.checking import check
 from clipdistill.search.filters import Filter
@@ -76,7 +77,9 @@ def both(model: Path, photos: Path, tmp_path: Path) -> Iterator[tuple[Index, Ind
     milvus.close()
 
 
-def test_both_engines_answer_alike_through_every_change(both: tuple[Index, Index, Path], model: Path) -> None:
+def test_both_engines_answer_alike_through_every_change(
+    both: tuple[Index, Index, Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lance, milvus, mine = both
     rows = Runtime.open(model).texts(QUERIES)
     compare(lance, milvus, rows)
@@ -100,6 +103,11 @@ def test_both_engines_answer_alike_through_every_change(both: tuple[Index, Index
     compare(narrow[0], narrow[1], rows)
     assert narrow[1].manifest.table == "pictures-2"
     assert check(narrow[1]) == []
+    # Rescoring wants more candidates than hits, but no more than the engine gives.
+    assert narrow[1].manifest.effort.rescore * 10 > 12
+    monkeypatch.setattr(milvus_engine, "MOST", 12)
+    monkeypatch.setattr(narrow[1].table, "most", 12)
+    assert [len(hits) for hits in narrow[1].search(rows, 12)] == [12] * len(rows)
     for index in narrow:
         index.close()
 
