@@ -21,6 +21,8 @@ from clipdistill.training.loop import distill
 
 _TEACHER: dict[str, Any] = {"batch_size": 128, "steps": 420, "muon_lr": 0.02, "lr": 2e-3}
 _STUDENT: dict[str, Any] = {"batch_size": 64, "steps": 700, "muon_lr": 0.028, "lr": 4.2e-3}
+#: Captioned pictures, pairs of the same scene, and labelled ones.
+_TESTS = ("scenes:test", "scenes:test?n=500&copies=2", "scenes:zeroshot")
 
 
 def run(out: Path) -> Path:
@@ -36,7 +38,7 @@ def run(out: Path) -> Path:
         console.print(f"\n{number}/3 {name}: recipe {Recipe.load(config.recipe).name} on {config.data}", markup=False)
         distill(config)
     console.print("\nevaluating")
-    tasks = Tasks.open(None, "scenes:test", "scenes:test?n=500&copies=2", "scenes:zeroshot")
+    tasks = Tasks.open(None, *_TESTS)
     models = {name: config.out for name, config in _runs(out).items()}
     evaluations, report = report_on(models, tasks, out, "clipdistill demo: what distillation keeps")
     console.print(table(evaluations))

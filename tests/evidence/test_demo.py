@@ -1,0 +1,27 @@
+"""The demonstration, in a few steps: three models, and one report of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clipdistill.errors import ConfigError
+from clipdistill.evidence import demo
+
+
+def test_three_models_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (demo._TEACHER, demo._STUDENT):
+        monkeypatch.setitem(given, "steps", 3)
+        monkeypatch.setitem(given, "batch_size", 8)
+    tests = ("scenes:test?n=16", "scenes:test?n=8&copies=2", "scenes:zeroshot?n=16")
+    monkeypatch.setattr(demo, "_TESTS", tests)
+    report = demo.run(tmp_path / "demo")
+    assert report == tmp_path / "demo" / "report.html"
+    told = json.loads(report.with_suffix(".json").read_text())
+    assert list(told["models"]) == ["teacher", "baseline", "distilled"]
+    distilled = json.loads((tmp_path / "demo" / "distilled" / "run.json").read_text())
+    assert "teacher" in json.dumps(distilled)
+    with pytest.raises(ConfigError, match="is not empty"):
+        demo.run(tmp_path / "demo")
