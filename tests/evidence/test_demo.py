@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clipdistill.config import load_run
 from clipdistill.errors import ConfigError
 from clipdistill.evidence import demo
 
@@ -21,7 +22,8 @@ def test_three_models_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert report == tmp_path / "demo" / "report.html"
     told = json.loads(report.with_suffix(".json").read_text())
     assert list(told["models"]) == ["teacher", "baseline", "distilled"]
-    distilled = json.loads((tmp_path / "demo" / "distilled" / "run.json").read_text())
-    assert "teacher" in json.dumps(distilled)
+    runs = {name: load_run(tmp_path / "demo" / name / "config.yaml", ["out=again"]) for name in told["models"]}
+    assert runs["distilled"].teachers == {"T": str(tmp_path / "demo" / "teacher" / "student")}
+    assert runs["baseline"].teachers == runs["teacher"].teachers == {}
     with pytest.raises(ConfigError, match="is not empty"):
         demo.run(tmp_path / "demo")

@@ -5,7 +5,7 @@ Legend: ``b`` anchors, ``N`` candidates, ``D`` width at which both meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -258,9 +258,9 @@ class Call:
         return self.given_scales[scale]
 
 
-def _places(terms: list[Term]) -> Iterator[tuple[Term, int]]:
+def _places(terms: list[Term]) -> list[tuple[Term, int]]:
     """Every arrow of some terms, by its term and its place in it."""
-    yield from ((term, index) for term in terms for index in range(len(term.arrows)))
+    return [(term, index) for term in terms for index in range(len(term.arrows))]
 
 
 def _together(term: Term, index: int) -> list[Arrow]:
@@ -270,8 +270,8 @@ def _together(term: Term, index: int) -> list[Arrow]:
 
 def _candidates(term: Term) -> list[Node]:
     """The nodes that a term compares every row with."""
-    compared = term.verb in ("contrast", "relation", "gradient")
-    arrows = [arrow for index in range(len(term.arrows)) for arrow in _together(term, index)] if compared else []
+    compares = term.verb in ("contrast", "relation", "gradient")
+    arrows = [*term.arrows, *(arrow for target in term.like for arrow in target)] if compares else []
     arrows += [term.confidence] if term.confidence else []
     return [layer for arrow in arrows for layer in arrow.other.layers]
 
