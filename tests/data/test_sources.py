@@ -6,15 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipdistill.data.samples import Sample
-from clipdistill.data.sources import Samples, from_samples, pairs
-from clipdistill.data.sources.listed import Kept
+from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
 
 Rows = list[dict[str, Any]]
@@ -332,34 +329,7 @@ def test_scenes_open_like_any_other_data() -> None:
     assert source[0].captions
 
 
-# Lists
-
-
-def test_the_fingerprint_follows_ids_captions_labels_groups_and_sizes(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(b"123")
-    variants = [
-        Sample("a", path, {"": ["x"]}, "l", "g"),
-        Sample("b", path, {"": ["x"]}, "l", "g"),
-        Sample("a", path, {"": ["y"]}, "l", "g"),
-        Sample("a", path, {"": ["x"], "syn": ["y"]}, "l", "g"),
-        Sample("a", path, {"": ["x"]}, None, "g"),
-        Sample("a", path, {"": ["x"]}, "l", None),
-        Sample("a", tmp_path / "none.jpg", {"": ["x"]}, "l", "g"),
-        Sample("a", b"1234", {"": ["x"]}, "l", "g"),
-        Sample("a", np.zeros((1, 2, 3), np.uint8), {"": ["x"]}, "l", "g"),
-    ]
-    prints = [from_samples([sample]).fingerprint for sample in variants]
-    assert len(set(prints)) == len(prints)
-    assert from_samples([variants[0]], "elsewhere").fingerprint == prints[0]
-
-
-def test_lists_refuse_equal_ids_and_nothing() -> None:
-    sample = Sample("a", b"", {})
-    with pytest.raises(DataError, match="sample 1 has the id 'a' of an earlier one"):
-        from_samples([sample, sample])
-    with pytest.raises(DataError, match="there are no samples"):
-        from_samples([], "mine")
+# Pictures and captions
 
 
 def test_a_link_to_the_folder_above_does_not_multiply_pictures(tmp_path: Path) -> None:
@@ -383,26 +353,3 @@ def test_a_caption_may_be_very_long(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
     (tmp_path / "data.csv").write_text("filepath,title\none.png," + "very long " * 20_000)
     assert len(pairs(tmp_path / "data.csv")[0].captions[0]) > 131_072
-
-
-def test_half_a_character_is_a_question_mark() -> None:
-    sample = Sample("a", None, {"": ["cut \ud83d", "红色 🚲", " "]})
-    assert sample.captions == ["cut ?", "红色 🚲"]
-
-
-def test_what_is_kept_of_a_source_is_read_from_it() -> None:
-    whole = pairs("scenes:train?n=20")
-    places = np.array([1, 4, 5, 19])
-    kept = Kept(whole.uri, whole, places)
-    assert [kept[place].id for place in range(len(kept))] == [whole[int(place)].id for place in places]
-    assert kept.blocks is None
-    assert kept.fingerprint not in (whole.fingerprint, Kept(whole.uri, whole, places[:3]).fingerprint)
-    assert kept.fingerprint == Kept(whole.uri, whole, places.copy()).fingerprint
-    in_blocks = Kept("x", InBlocks("x", list(whole)), places)
-    assert in_blocks.blocks == [2, 1, 1]
-
-
-class InBlocks(Samples):
-    @property
-    def blocks(self) -> list[int]:
-        return [5, 5, 10]

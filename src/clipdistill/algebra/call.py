@@ -146,11 +146,15 @@ class Call:
 
     def logits(self, term: Term, arrow: Arrow, name: str) -> Tensor:
         """An arrow's logits under one of the term's scales, ``[b, N]``; terms that ask for the same share them."""
-        arrow = arrow.reverse if self.down else arrow
+        arrow = self._read(arrow)
         key = self._key(term, arrow, name)
         if key not in self.shared:
             self.shared[key] = self._similarities(term, arrow, self.scale(term, name))
         return self.shared[key]
+
+    def _read(self, arrow: Arrow) -> Arrow:
+        """The arrow whose matrix is read for another: its reverse, where matrices are read down their columns."""
+        return arrow.reverse if self.down else arrow
 
     def seen(self, term: Term, arrow: Arrow, name: str) -> Tensor:
         """What a term's metric looks at, ``[b, N]``: probabilities, logits that answer yes or no, or logits."""
@@ -161,7 +165,7 @@ class Call:
 
     def _log_p(self, term: Term, arrow: Arrow, name: str) -> Tensor:
         """The logarithm of the softmax of an arrow's logits over its candidates, ``[b, N]``."""
-        logits, key = self.logits(term, arrow, name), self._key(term, arrow.reverse if self.down else arrow, name)
+        logits, key = self.logits(term, arrow, name), self._key(term, self._read(arrow), name)
         place = ("log P", self.down, key)
         if place not in self.shared:
             self.shared[place] = logits - self.columns.sums[key] if self.down else logits.log_softmax(dim=1)
@@ -265,7 +269,7 @@ def _places(terms: list[Term]) -> list[tuple[Term, int]]:
 
 def _together(term: Term, index: int) -> list[Arrow]:
     """One of a term's arrows, and those it is made like."""
-    return [term.arrows[index], *(target[index] for target in term.like)]
+    return [term.arrows[index], *term.likes(index)]
 
 
 def _candidates(term: Term) -> list[Node]:

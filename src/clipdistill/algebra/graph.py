@@ -207,7 +207,7 @@ class InteractionGraph(nn.Module):
         arrow = term.arrows[index]
         seen = call.seen(term, arrow, term.name)
         names = list(term.scales)[1:]
-        likes = [target[index] for target in term.like]
+        likes = term.likes(index)
         targets = [call.seen(term, like, name) for like, name in zip(likes, names, strict=True)]
         for like, target in zip(likes, targets, strict=True):
             if target.shape != seen.shape:
@@ -228,7 +228,7 @@ class InteractionGraph(nn.Module):
 
     def _gradient(self, term: Term, index: int, call: Call) -> PerRow:
         """CLIP-KD's GD: both gradients of an arrow's InfoNCE, student against teacher."""
-        arrow, (like, *_) = term.arrows[index], [target[index] for target in term.like]
+        arrow, (like, *_) = term.arrows[index], term.likes(index)
         name, like_name = term.scales
         scale, like_scale = call.scale(term, name), call.scale(term, like_name)
         if term.reference:  # the published code divides by the scale where it means to multiply

@@ -108,6 +108,10 @@ class Term:
         confident = {self.confidence.anchor.model} if self.confidence else set()
         return ({node.model for node in self.nodes} | scales | confident) - {STUDENT}
 
+    def likes(self, index: int) -> tuple[Arrow, ...]:
+        """What its arrow number ``index`` is made like: one arrow of each target."""
+        return tuple(target[index] for target in self.like)
+
     def spelled(self) -> str:
         """Its arrows as they are written in a recipe."""
         return spell(self.arrows, self.verb)

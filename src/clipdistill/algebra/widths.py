@@ -44,7 +44,7 @@ class Widths:
         if term.verb == "classify":
             return
         for index, arrow in enumerate(term.arrows):
-            like = tuple(target[index] for target in term.like)
+            like = term.likes(index)
             for meeting in (arrow, *like):
                 width = self.joint(term, meeting, like)
                 yield from ((node, width) for node in (meeting.anchor, *meeting.other.layers))

@@ -33,13 +33,13 @@ def run(out: Path) -> Path:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty. Name a folder that does not exist yet, or remove it.")
-    started = time.monotonic()
-    for number, (name, config) in enumerate(_runs(out).items(), 1):
+    started, runs = time.monotonic(), _runs(out)
+    for number, (name, config) in enumerate(runs.items(), 1):
         console.print(f"\n{number}/3 {name}: recipe {Recipe.load(config.recipe).name} on {config.data}", markup=False)
         distill(config)
     console.print("\nevaluating")
     tasks = Tasks.open(None, *_TESTS)
-    models = {name: config.out for name, config in _runs(out).items()}
+    models = {name: config.out for name, config in runs.items()}
     evaluations, report = report_on(models, tasks, out, "clipdistill demo: what distillation keeps")
     console.print(table(evaluations))
     console.print(f"report: {report} ({time.monotonic() - started:.0f} s in all)", markup=False)
