@@ -91,6 +91,28 @@ def test_a_stored_run_is_another_than_a_live_one_and_a_cell_may_stay_live(
     assert job.config.teachers == {"T": trained["teacher"]}, "a store holds no class scores"
 
 
+def test_targets_may_be_means_of_views_drawn_as_the_student_sees_them(
+    done: tuple[Outcome, Path], tmp_path: Path
+) -> None:
+    teacher = str(next((done[1] / "teacher").iterdir()) / "student")
+    cells_ = {"clip": {"recipe": "clip"}, "kd": {"recipe": "feature"}, "whole": {"recipe": "feature", "stored": True}}
+    asked = grid(
+        "stored=2",
+        "augment.crop=[0.6,1]",
+        cells=cells_,
+        teacher=None,
+        base={**DATA["base"], "teachers": {"T": teacher}},
+    )
+    compare(asked, tmp_path / "out")
+    means, whole = (load_run(run_of(tmp_path / "out", cell, 0) / "config.yaml") for cell in ("kd", "whole"))
+    (store, query), (other, any_views) = (config.teachers["T"].split("?") for config in (means, whole))
+    assert (query, any_views) == ("views=mean", "views=any")
+    plan = EmbeddingStore.open(store).manifest.views
+    assert (plan.count, plan.augmentation and plan.augmentation.crop) == (2, (0.6, 1.0))
+    assert EmbeddingStore.open(other).manifest.views.count == 0
+    assert not same_weights(run_of(tmp_path / "out", "kd", 0), run_of(tmp_path / "out", "whole", 0))
+
+
 def test_an_interrupted_store_is_gone_on_with(
     done: tuple[Outcome, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,8 +139,13 @@ def test_an_interrupted_store_is_gone_on_with(
 
 
 def test_what_cannot_be_stored_is_refused_before_anything_is_trained() -> None:
-    with pytest.raises(ConfigError, match="stored: expected true or false, found 'yes please'"):
-        grid("stored=yes please")
+    for odd in ("yes please", "1", "-2"):
+        with pytest.raises(ConfigError, match=f"stored: expected true, false or a number of views.* found '?{odd}'?"):
+            grid(f"stored={odd}")
+    with pytest.raises(ConfigError, match="cell kd, stored: expected true, false or a number of views"):
+        grid(cells={**CELLS, "kd": {"recipe": "clip-kd", "stored": "no"}})
+    with pytest.raises(ConfigError, match="stored=4 embeds views drawn as augment says, and augment is whole"):
+        grid("stored=4", "augment=whole")
     with pytest.raises(ConfigError, match=r"cell kd: with stored=true .* unpaired data"):
         grid(cells={**CELLS, "kd": {"recipe": "clip-kd", "unpaired": ["scenes:teacher?caption=none"]}})
 

@@ -98,8 +98,8 @@ def test_a_stores_uri_says_how_it_is_used(tmp_path: Path, small_model: str) -> N
     embed(DATA, small_model, path, sides="I")
     for query, choices in (
         ("", Choices()),
-        ("?views=any", Choices(any_views=True)),
-        ("?missing=skip&views=any", Choices(True, True)),
+        ("?views=any", Choices("any")),
+        ("?missing=skip&views=any", Choices("any", True)),
     ):
         store, found = open_teacher_store(f"{path}{query}")
         assert isinstance(store, EmbeddingStore)
@@ -108,5 +108,27 @@ def test_a_stores_uri_says_how_it_is_used(tmp_path: Path, small_model: str) -> N
         open_teacher_store(f"{path}?view=any")
     with pytest.raises(ConfigError, match="missing is 'ignore', expected 'skip'"):
         open_teacher_store(f"{path}?missing=ignore")
+    with pytest.raises(ConfigError, match="views is 'all', expected 'any' or 'mean'"):
+        open_teacher_store(f"{path}?views=all")
+    with pytest.raises(ConfigError, match="one row for each picture, and there is nothing to average"):
+        open_teacher_store(f"{path}?views=mean")
+
+
+def test_a_target_may_be_the_mean_of_all_views(tmp_path: Path, small_model: str) -> None:
+    made = embed(DATA, small_model, tmp_path / "s", views=3, augmentation=Augmentation(crop=(0.5, 1.0)))
+    assert made is not None
+    store, choices = open_teacher_store(f"{tmp_path / 's'}?views=mean")
+    teacher = StoredTeacher("T", store, NODES, CPU, choices)
+    assert teacher.fingerprint not in (
+        made.fingerprint,
+        StoredTeacher("T", store, NODES, CPU, Choices("any")).fingerprint,
+    )
+    batch = Batches(pairs(DATA), {"T": teacher.inlet}, None).assemble(1, [3, 0, 7])
+    views = np.stack([made.rows("I", batch.ids, view).astype(np.float64) for view in range(3)])
+    assert np.abs(views[0] - views[1]).max() > 1e-3, "views that look alike would prove nothing"
+    mean = (views / np.linalg.norm(views, axis=2, keepdims=True)).mean(axis=0)
+    found = teacher.embed(batch)
+    assert np.allclose(found["TI"], mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-6)
+    assert np.array_equal(found["TT"], made.rows("T", batch.captions[""]).astype(np.float32))
     with pytest.raises(StoreError, match="is not a store"):
         open_teacher_store(f"{tmp_path}?views=any")

@@ -16,8 +16,9 @@ from typing import Any
 from clipdistill import __version__
 from clipdistill.algebra.nodes import LOGITS
 from clipdistill.algebra.recipe import Recipe
-from clipdistill.config import SELF, EvaluateConfig, RunConfig
+from clipdistill.config import SELF, AugmentConfig, EvaluateConfig, RunConfig
 from clipdistill.data.sources import pairs
+from clipdistill.data.views import Augmentation
 from clipdistill.errors import ModelError
 from clipdistill.evidence.grid import Grid
 from clipdistill.evidence.grid_runs import LETTER, TEACHER, main_teacher, recipe_teachers, recipes_of
@@ -77,10 +78,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Store:
-    """A store that the grid makes: of which model, and where."""
+    """A store that the grid makes: of which model, where, and of how many views, drawn how."""
 
     model: str
     folder: Path
+    views: int
+    augmentation: Augmentation
 
 
 @dataclass
@@ -108,16 +111,18 @@ class Known:
             self._models[uri] = Facts(encoder.fingerprint, encoder.width, _lends(encoder.tokenizer))
         return self._models[uri]
 
-    def stored(self, uri: str, data: str, folder: Path) -> str:
-        """Name the store of a model's rows of some data, below ``folder``, and know it before it is made.
+    def stored(self, uri: str, config: RunConfig, folder: Path, views: int) -> str:
+        """Name the store of a model's rows of a run's data, below ``folder``, and know it before it is made.
 
-        Its name is a hash of both, which runs depend on in the rows' place: made again, rows may differ in their last
-        digits.
+        Its name is a hash of both and of how views are drawn, which runs depend on in the rows' place: made again,
+        rows may differ in their last digits.
         """
         facts = self.model(uri)
-        key = _hash(f"{facts.fingerprint} {self.data(data)}")
-        store = Store(uri, folder / key)
-        name = f"{store.folder}?views=any"
+        asked = config.augment if views and isinstance(config.augment, AugmentConfig) else AugmentConfig()
+        drawn = Augmentation(**asked.model_dump())
+        key = _hash(f"{facts.fingerprint} {self.data(config.data)}{f' {views} {drawn}' if views else ''}")
+        store = Store(uri, folder / key, views, drawn)
+        name = f"{store.folder}?views={'mean' if views else 'any'}"
         self.stores[name] = store
         self._models[name] = Facts(f"stored {key}", facts.width, False)
         return name
@@ -185,8 +190,8 @@ def jobs(grid: Grid, out: Path, known: Known, trained: Mapping[str, str]) -> lis
         for cell, config in grid.cells.items():
             teachers = first | {letter: trained.get(uri, uri) for letter, uri in config.teachers.items()}
             whole = _with_teachers(config, teachers, known).model_copy(update={"seed": seed})
-            if grid.stored and cell not in grid.live:
-                whole = _on_stores(whole, out / "stores", known)
+            if cell in grid.stored:
+                whole = _on_stores(whole, out / "stores", known, grid.stored[cell])
             found.append(_job(cell, seed, _watched(whole, grid.evaluate), out / "cells" / cell, known))
     return found
 
@@ -207,21 +212,23 @@ def embed_stores(work: Sequence[Job], known: Known) -> None:
             config.data,
             store.model,
             store.folder,
+            views=store.views,
+            augmentation=store.augmentation,
             workers=train.workers,
             device=train.device,
             max_broken=train.max_broken,
         )
 
 
-def _on_stores(config: RunConfig, folder: Path, known: Known) -> RunConfig:
-    """The run with stores of whole pictures for its live teachers, whatever views it shows its student.
+def _on_stores(config: RunConfig, folder: Path, known: Known, views: int) -> RunConfig:
+    """The run with stores for its live teachers, whatever views it shows its student.
 
     A teacher whose class scores are asked for stays live: a store has none.
     """
     nodes = {node for recipe in recipes_of(config) for node in recipe.nodes}
     scoring = {node.model for node in nodes if node.view == LOGITS}
     teachers = {
-        letter: uri if uri == SELF or letter in scoring or is_store(uri) else known.stored(uri, config.data, folder)
+        letter: uri if uri == SELF or letter in scoring or is_store(uri) else known.stored(uri, config, folder, views)
         for letter, uri in config.teachers.items()
     }
     return config.model_copy(update={"teachers": teachers})

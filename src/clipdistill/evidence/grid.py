@@ -35,7 +35,6 @@ from clipdistill.evidence.grid_runs import (
     main_teacher,
     mapping,
     read_cell,
-    read_live,
     read_stored,
     read_teachers,
 )
@@ -72,10 +71,9 @@ class Grid:
     metrics: tuple[str, ...]
     teachers: dict[str, RunConfig] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
-    #: Whether cells train from the teachers' stored rows, embedded once, instead of the live models.
-    stored: bool = False
-    #: The cells that do not, whatever the others do.
-    live: frozenset[str] = frozenset()
+    #: The cells that train from their teachers' stored rows, embedded once, instead of the live models: of how many
+    #: views of each picture, of which a target is the mean; 0 is the whole picture.
+    stored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def teacher(self) -> RunConfig | None:
@@ -161,7 +159,7 @@ def make_grid(data: Any, overrides: Sequence[str] = (), seeds: int | None = None
     """
     tree = _overridden(data, overrides, where)
     cells = {name: read_cell(name, tree["base"], changes, where) for name, changes in tree["cells"].items()}
-    teachers, live = read_teachers(tree, cells, where), read_live(tree["cells"], where)
+    teachers = read_teachers(tree, cells, where)
     for name, cell in cells.items():
         check_teachers(name, cell, teachers, where)
     evaluate = _evaluate(tree["evaluate"], where)
@@ -174,8 +172,7 @@ def make_grid(data: Any, overrides: Sequence[str] = (), seeds: int | None = None
         evaluate=evaluate,
         metrics=metrics,
         teachers=teachers,
-        stored=read_stored(tree.get("stored", False), {n: cell for n, cell in cells.items() if n not in live}, where),
-        live=live,
+        stored=read_stored(tree.get("stored", False), tree["cells"], cells, where),
         claims=read_claims(tree.get("claims"), _names_of(cells, teachers, evaluate), metrics[0], where),
     )
 

@@ -77,26 +77,41 @@ def recipes_of(config: RunConfig) -> list[Recipe]:
     return [Recipe.load(recipe) for recipe in recipes]
 
 
-def read_stored(value: Any, cells: Mapping[str, RunConfig], where: str) -> bool:
-    """Read whether teachers are embedded for these cells; raises ConfigError where that does not suffice."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{where}, stored: expected true or false, found {value!r}.")
+def read_stored(value: Any, changes: Mapping[str, Any], cells: Mapping[str, RunConfig], where: str) -> dict[str, int]:
+    """Read which cells train from stores, and of how many views; 0 is whole pictures.
+
+    ``value`` is what the grid says; a cell may say otherwise among its ``changes``. Raises ConfigError where a store
+    does not suffice.
+    """
+    found = {}
     for name, cell in cells.items():
-        if value and cell.unpaired:
+        said = changes[name]
+        own = said.get("stored", value) if isinstance(said, Mapping) else value
+        at = f"{where}, cell {name}" if own is not value else where
+        views = _views(own, at)
+        if views is None:
+            continue
+        if cell.unpaired:
             raise ConfigError(
-                f"{where}, cell {name}: with stored=true a teacher is embedded for the paired data alone, and this "
-                "cell has unpaired data. Drop one of the two."
+                f"{where}, cell {name}: with stored={str(own).lower()} a teacher is embedded for the paired data "
+                "alone, and this cell has unpaired data. Drop one of the two."
             )
+        if views and cell.augment in ("whole", "stored"):
+            raise ConfigError(
+                f"{where}, cell {name}: stored={views} embeds views drawn as augment says, and augment is "
+                f"{cell.augment}. Write stored: true, or say how views are drawn."
+            )
+        found[name] = views
+    return found
+
+
+def _views(value: Any, at: str) -> int | None:
+    """Read ``stored``: None for a live teacher, else the number of views."""
+    if isinstance(value, bool):
+        return 0 if value else None
+    if not isinstance(value, int) or value < 2:
+        raise ConfigError(f"{at}, stored: expected true, false or a number of views, two or more, found {value!r}.")
     return value
-
-
-def read_live(cells: Mapping[str, Any], where: str) -> frozenset[str]:
-    """Name the cells that say ``stored: false``; raises ConfigError where one says anything else."""
-    said = {name: cell["stored"] for name, cell in cells.items() if isinstance(cell, Mapping) and "stored" in cell}
-    for name, value in said.items():
-        if value is not False:
-            raise ConfigError(f"{where}, cell {name}: a cell can only say stored: false, found {value!r}.")
-    return frozenset(said)
 
 
 def check_teachers(name: str, cell: RunConfig, trained: Mapping[str, Any], where: str) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from clipdistill.algebra.nodes import Node
 from clipdistill.data.batches import Batch, Inlet
@@ -19,27 +20,34 @@ from clipdistill.teachers.manifest import MANIFEST
 from clipdistill.teachers.store import JOB, EmbeddingStore
 from clipdistill.teachers.teacher import TEXT_VIEWS
 
-#: What may follow the question mark of a store, and its one value.
-CHOICES = {"views": "any", "missing": "skip"}
+#: What may follow the question mark of a store, with the values it can have.
+CHOICES = {"views": ("any", "mean"), "missing": ("skip",)}
 
 
 @dataclass(frozen=True)
 class Choices:
     """How a run uses a store.
 
-    ``any_views`` shows the student views of the run's own, not those that were embedded. ``skip_missing`` leaves out
-    samples that have no row.
+    ``views`` is ``stored``: the student is shown the views that were embedded, each with its row; ``any``: views of the
+    run's own; or ``mean``: the same, and a picture's target is the direction of the mean of its unit rows over all
+    stored views, from which much of what only one view shows is gone. ``skip_missing`` leaves out samples that have no
+    row.
     """
 
-    any_views: bool = False
+    views: str = "stored"
     skip_missing: bool = False
+
+    @property
+    def any_views(self) -> bool:
+        """Whether the run draws views of its own."""
+        return self.views != "stored"
 
 
 def open_teacher_store(uri: str) -> tuple[EmbeddingStore, Choices]:
     """Open ``stores/x?views=any&missing=skip``: a store and how to use it.
 
     Raises:
-        ConfigError: a choice is unknown.
+        ConfigError: a choice is unknown, or the mean is asked for of a store with one row for each picture.
         StoreError: there is no finished store.
     """
     path, mark, query = uri.rpartition("?")
@@ -49,10 +57,17 @@ def open_teacher_store(uri: str) -> tuple[EmbeddingStore, Choices]:
     for key, value in given:
         if key not in CHOICES:
             raise ConfigError(f"{uri}: unknown choice '{key}'.{did_you_mean(key, CHOICES)}")
-        if value != CHOICES[key]:
-            raise ConfigError(f"{uri}: {key} is '{value}', expected '{CHOICES[key]}', or leave the choice out.")
-    keys = {key for key, _ in given}
-    return EmbeddingStore.open(path), Choices("views" in keys, "missing" in keys)
+        if value not in CHOICES[key]:
+            expected = " or ".join(map(repr, CHOICES[key]))
+            raise ConfigError(f"{uri}: {key} is '{value}', expected {expected}, or leave the choice out.")
+    chosen = dict(given)
+    store, choices = EmbeddingStore.open(path), Choices(chosen.get("views", "stored"), "missing" in chosen)
+    if choices.views == "mean" and store.manifest.views.count < 2:
+        raise ConfigError(
+            f"{uri}: the store has one row for each picture, and there is nothing to average. Embed several views "
+            "(clipdistill embed --views 8), or write views=any."
+        )
+    return store, choices
 
 
 def is_store(uri: str) -> bool:
@@ -97,7 +112,7 @@ class StoredTeacher:
         self.letter, self.store, self.device, self.choices = letter, store, device, choices
         self.scale, self.bias, self.width = store.scale, store.bias, store.width
         # A run on any views is another run.
-        self.fingerprint = store.fingerprint + ("?views=any" if choices.any_views else "")
+        self.fingerprint = store.fingerprint + (f"?views={choices.views}" if choices.any_views else "")
         #: Whether its texts are found by the sample's id, not by the caption.
         self.by_id = "T" in store.sides and store.manifest.sides["text"].by == "id"
         # Rows found by id are of the one caption that was embedded: nothing tells a synthetic one apart.
@@ -120,7 +135,15 @@ class StoredTeacher:
 
     def _rows(self, node: Node, batch: Batch) -> Tensor:
         if node.side == "I":
-            rows = self.store.rows("I", batch.ids, batch.view)
-        else:
-            rows = self.store.rows("T", batch.ids if self.by_id else batch.captions[node.view])
-        return torch.from_numpy(rows).to(self.device, torch.float32)
+            return self.rows("I", batch.ids, batch.view)
+        return self.rows("T", batch.ids if self.by_id else batch.captions[node.view])
+
+    def rows(self, side: str, keys: Sequence[str], view: int = 0) -> Tensor:
+        """The rows of ids (or captions), ``float32 [B, D]``; of pictures those of a view, or their mean's direction."""
+        if side == "I" and self.choices.views == "mean":
+            views = [self._read(side, keys, number) for number in range(self.store.manifest.views.count)]
+            return functional.normalize(torch.stack([functional.normalize(rows) for rows in views]).sum(dim=0))
+        return self._read(side, keys, view)
+
+    def _read(self, side: str, keys: Sequence[str], view: int) -> Tensor:
+        return torch.from_numpy(self.store.rows(side, keys, view)).to(self.device, torch.float32)

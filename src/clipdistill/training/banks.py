@@ -64,8 +64,7 @@ class Banks:
         rows = dict(self.fixed)
         for node, teacher in self.stored.items():
             keys = [teacher.key(node.side, sample) for sample in samples]
-            stored = teacher.store.rows(node.side, keys, batch.view)
-            rows[str(node)] = torch.from_numpy(stored).to(teacher.device, torch.float32)
+            rows[str(node)] = teacher.rows(node.side, keys, batch.view)
         # As in a batch: no key for the picture's bytes, which nobody reads, one for the caption, one for the group.
         keys64 = [
             (-1, key64(caption_key(sample.captions[0])) if sample.captions else -1, _group(sample.group))

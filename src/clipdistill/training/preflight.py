@@ -200,6 +200,7 @@ def _sight(transform: Transform | None) -> str:
 def _stored_sight(teacher: StoredTeacher) -> str:
     count = teacher.store.manifest.views.count
     seen = f"{count} views of each picture" if count else "whole pictures"
+    seen = f"the mean of {seen}" if teacher.choices.views == "mean" else seen
     return f"stored, {seen}" if "I" in teacher.store.sides else "stored, captions alone"
 
 
