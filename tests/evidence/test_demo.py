@@ -10,6 +10,8 @@ import pytest
 from clipdistill.config import load_run
 from clipdistill.errors import ConfigError
 from clipdistill.evidence import demo
+from clipdistill.models.huggingface import load
+from clipdistill.teachers.store import EmbeddingStore
 
 
 def test_three_models_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,12 +20,16 @@ def test_three_models_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setitem(given, "batch_size", 8)
     tests = ("scenes:test?n=16", "scenes:test?n=8&copies=2", "scenes:zeroshot?n=16")
     monkeypatch.setattr(demo, "_TESTS", tests)
+    monkeypatch.setattr(demo, "_DATA", "scenes:train?n=40")
     report = demo.run(tmp_path / "demo")
     assert report == tmp_path / "demo" / "report.html"
     told = json.loads(report.with_suffix(".json").read_text())
     assert list(told["models"]) == ["teacher", "baseline", "distilled"]
     runs = {name: load_run(tmp_path / "demo" / name / "config.yaml", ["out=again"]) for name in told["models"]}
-    assert runs["distilled"].teachers == {"T": str(tmp_path / "demo" / "teacher" / "student")}
+    assert runs["distilled"].teachers == {"T": f"{tmp_path / 'demo' / 'store'}?views=mean"}
+    manifest = EmbeddingStore.open(tmp_path / "demo" / "store").manifest
+    teacher = load(str(tmp_path / "demo" / "teacher" / "student"))
+    assert (manifest.model.fingerprint, manifest.views.count) == (teacher.fingerprint, 8)
     assert runs["baseline"].teachers == runs["teacher"].teachers == {}
     with pytest.raises(ConfigError, match="is not empty"):
         demo.run(tmp_path / "demo")

@@ -87,7 +87,10 @@ def test_overrides_reach_a_teacher_by_its_name_and_runs_by_letter() -> None:
         ({"teachers": {"../x": TEACHER}}, "a teacher's name is also a folder's"),
         ({"teachers": {"large": {**TEACHER, "out": "x"}}}, "teachers, large: a grid sets 'out' for its teacher"),
         ({"teachers": [TEACHER]}, "teachers: expected keys and values"),
-        ({"cells": {"a": {"recipe": "clip", "stored": 1}}}, "cell a, stored: expected true, false or a number of views"),
+        (
+            {"cells": {"a": {"recipe": "clip", "stored": 1}}},
+            "cell a, stored: expected true, false or a number of views",
+        ),
     ],
 )
 def test_mistakes_are_found_before_training(changes: dict[str, Any], message: str) -> None:

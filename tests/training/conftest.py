@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import SiglipConfig
 
@@ -18,16 +19,23 @@ from clipdistill.data.sources import pairs
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build, choose_tokenizer
 from clipdistill.teachers.embed import embed
-from clipdistill.training.loop import distill
 from tiny_runs import TINY, tiny_run
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher of another width, trained for a moment."""
-    out = tmp_path_factory.mktemp("teacher") / "run"
-    distill(tiny_run(out, student={**TINY, "width": 32, "embed_dim": 24}))
-    return out / "student"
+    """A teacher of another width, with random weights that tell pictures apart."""
+    spec = StudentSpec(**{**TINY, "width": 32, "embed_dim": 24})
+    source = pairs("scenes:train?n=64")
+    captions = [caption for place in range(len(source)) for caption in source[place].captions]
+    encoder = build(spec, choose_tokenizer(spec, None, captions))
+    with torch.no_grad():  # at the usual initial scale all pictures look alike to so small a model
+        for parameter in encoder.module.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+    folder = tmp_path_factory.mktemp("teacher") / "student"
+    encoder.save(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

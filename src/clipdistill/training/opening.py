@@ -22,6 +22,7 @@ from clipdistill.evaluation.zeroshot import class_embeddings
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.huggingface import load, tokenizer_of
 from clipdistill.models.presets import StudentSpec
+from clipdistill.models.starts import start_at_zero
 from clipdistill.models.students import build, choose_tokenizer
 from clipdistill.progress import console
 from clipdistill.teachers.store import EmbeddingStore
@@ -101,7 +102,8 @@ def class_rows(encoder: DualEncoder, classes: Sequence[str]) -> Tensor:
 
 def open_student(config: RunConfig, source: Source, opened: Opened, classes: Sequence[str]) -> DualEncoder:
     """Build the student: its tokenizer, joint width and normalisation are those of the model it inherits from, else
-    the first teacher's, where it names none. A student to be pruned is a copy of the first teacher.
+    the first teacher's, where it names none. A student to be pruned is a copy of the first teacher. Layers of a
+    new image tower start as the identity.
     """
     spec, first = config.student, next(iter(opened.encoders.values()), None)
     if config.prune and not spec.pretrained:
@@ -109,7 +111,9 @@ def open_student(config: RunConfig, source: Source, opened: Opened, classes: Seq
     like = load(spec.inherit_from) if spec.inherit_from else first
     offered = _Offered(like.tokenizer, like.width, like.transform) if like else _offered_by_store(opened, spec)
     tokenizer = choose_tokenizer(spec, offered.tokenizer, _captions(source))
-    return build(spec, tokenizer, offered.width, config.seed, offered.transform, like, classes)
+    student = build(spec, tokenizer, offered.width, config.seed, offered.transform, like, classes)
+    start_at_zero(student.module, spec)
+    return student
 
 
 def _to_prune(config: RunConfig) -> str:
