@@ -58,6 +58,17 @@ def run(out: Path, teacher: Path | str, **changes: Any) -> RunConfig:
     return tiny_run(out, **{"recipe": "clip-kd", "teachers": {"T": str(teacher)}, **changes})
 
 
+def test_layers_begin_as_the_identity_where_there_is_a_teacher(tmp_path: Path, teacher: Path) -> None:
+    for config, silent in (
+        (run(tmp_path / "a", teacher), True),
+        (run(tmp_path / "b", teacher, student={"pretrained": str(teacher)}), False),
+        (tiny_run(tmp_path / "c"), False),
+    ):
+        module: Any = prepare(config).student.module
+        assert (not module.vision_model.encoder.layers[0].mlp.fc2.weight.any()) == silent
+        assert module.text_model.encoder.layers[0].mlp.fc2.weight.any()
+
+
 def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in read_log(folder / "log.jsonl")]
 

@@ -19,8 +19,10 @@ def start_at_zero(module: nn.Module, spec: StudentSpec) -> None:
 
     Each layer is the identity at first. Zero-initialised branches are known to help deep networks (ReZero, arXiv
     2003.04887; SkipInit, arXiv 2002.10444); here they help towers of two layers in few steps, see docs/evidence.md.
-    Text towers keep their random branches: with both at zero all rows of a side are alike, and there InfoNCE has no
-    gradient. A tower that is kept, inherited or pretrained stays what it is, and one of timm begins timm's way.
+    It is for students of a teacher: where rows are only told apart from each other, as in CLIP's own training, a side
+    whose rows are all alike gives the other no gradient, and a model of four layers ended worse. For the same reason
+    text towers keep their random branches. A tower that is kept, inherited or pretrained stays what it is, and one of
+    timm begins timm's way.
     """
     if spec.pretrained or spec.inherit or spec.keep == "image":
         return

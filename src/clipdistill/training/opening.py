@@ -102,8 +102,8 @@ def class_rows(encoder: DualEncoder, classes: Sequence[str]) -> Tensor:
 
 def open_student(config: RunConfig, source: Source, opened: Opened, classes: Sequence[str]) -> DualEncoder:
     """Build the student: its tokenizer, joint width and normalisation are those of the model it inherits from, else
-    the first teacher's, where it names none. A student to be pruned is a copy of the first teacher. Layers of a
-    new image tower start as the identity.
+    the first teacher's, where it names none. A student to be pruned is a copy of the first teacher. With
+    a teacher, the layers of a new image tower start as the identity.
     """
     spec, first = config.student, next(iter(opened.encoders.values()), None)
     if config.prune and not spec.pretrained:
@@ -112,7 +112,8 @@ def open_student(config: RunConfig, source: Source, opened: Opened, classes: Seq
     offered = _Offered(like.tokenizer, like.width, like.transform) if like else _offered_by_store(opened, spec)
     tokenizer = choose_tokenizer(spec, offered.tokenizer, _captions(source))
     student = build(spec, tokenizer, offered.width, config.seed, offered.transform, like, classes)
-    start_at_zero(student.module, spec)
+    if config.teachers:
+        start_at_zero(student.module, spec)
     return student
 
 
