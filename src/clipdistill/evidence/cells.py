@@ -182,7 +182,8 @@ def jobs(grid: Grid, out: Path, known: Known, trained: Mapping[str, str]) -> lis
     """All runs of the cells, seed by seed; ``trained`` are the grid's own teachers by name, which are there by now.
 
     Every student takes its joint width and tokenizer from the teacher, also where its recipe has no use for one, so
-    that all students of a shape begin with the same weights.
+    that all students of a shape begin with the same weights, but for what a teacher changes about the first ones
+    (:mod:`clipdistill.models.starts`).
     """
     found = []
     first = dict(zip([LETTER], trained.values(), strict=False))

@@ -1,8 +1,8 @@
 """The demonstration: drawn pictures, a teacher, a student without and with distillation, and the difference.
 
 The teacher sees plenty of clean data, the student little and careless data. Both students are the same model with the
-same start, the same data, the same number of steps and the same optimiser; only the recipe differs, and that it learns
-from the teacher's rows, stored before.
+same data, the same number of steps and the same optimiser; the recipe differs, and what comes with a teacher: its rows,
+stored before, and layers that start as the identity.
 """
 
 from __future__ import annotations
