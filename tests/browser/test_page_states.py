@@ -118,12 +118,16 @@ def test_a_busy_server_is_asked_again_after_the_wait(opened: Opener, site: Site)
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", name="The server is busy")).to_be_visible()
         expect(page.get_by_role("timer")).to_contain_text("Trying again in")
-    busy = {"status": 429, "headers": {"Retry-After": "1"}, "json": {"error": {"message": "busy", "type": "x"}}}
+    busy = {"status": 429, "headers": {"Retry-After": "30"}, "json": {"error": {"message": "busy", "type": "x"}}}
     page = opened()
+    page.clock.install()  # the seconds pass when the test says so
     page.route("**/api/search", lambda route: route.fulfill(**busy), times=1)  # type: ignore[arg-type]
     page.fill("#text", site.likely)
     page.keyboard.press("Enter")
-    expect(page.get_by_role("timer")).to_have_text("It asks to wait. Trying again in 1 s.")
+    expect(page.get_by_role("timer")).to_contain_text("It asks to wait. Trying again in")
+    page.clock.run_for(10_000)
+    expect(page.get_by_role("timer")).to_be_visible()
+    page.clock.run_for(21_000)
     expect(page.locator(".hit")).to_have_count(24)
 
 

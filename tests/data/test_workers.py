@@ -120,14 +120,13 @@ def measured(*arguments):
     taken.append(int(Path("/proc/self/statm").read_text().split()[1]))
     return found
 loop._step = measured
-loop.distill(tiny_run(Path(sys.argv[1]), train={"steps": 2000, "log_every": 100, "checkpoint_every": 500}))
+loop.distill(tiny_run(Path(sys.argv[1]), train={"steps": 1000, "log_every": 50, "checkpoint_every": 250}))
 print(taken[199], taken[-1])
 """
 
 
 def test_memory_stays_flat_over_a_long_run(tmp_path: Path) -> None:
-
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     told = subprocess.check_output([sys.executable, "-c", MEASURED, str(tmp_path / "run")], env=path, text=True)
     early, late = map(int, told.split()[-2:])
-    assert late < 1.05 * early
+    assert late < 1.03 * early
