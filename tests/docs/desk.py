@@ -28,6 +28,8 @@ SMALL = [*(f"student.{key}={value}" for key, value in TINY.items() if key != "vo
 SMALL += ["student.image_size=48", "train.epochs=1", "train.batch_size=8", "student.tokenizer=auto"]
 #: The same for a grid that trains a teacher of its own on drawn pictures.
 SMALL_GRID = [*SMALL, "data=scenes:train?n=24", "evaluate.image_retrieval=null", "evaluate.zeroshot=null"]
+#: Another process would import torch for longer than it trains.
+ONE_PROCESS = ["--jobs", "1"]
 #: A student that is fine-tuned, or whose towers are another's, brings its sizes along.
 SMALL_SIZED = ["train.workers=0", "train.epochs=1", "train.batch_size=8"]
 SMALL_TUNING = ["train.workers=0", "train.steps=2", "train.batch_size=8", "evaluate.every=null"]
@@ -47,8 +49,8 @@ def small(words: list[str]) -> list[str]:
     if words[0] == "export" and not {"--precision", "--layout"} & set(words):
         return ["--precision", "float32"]  # the gate has tests of its own
     if words[0] == "compare" and ("--recipes" in words or words[1].endswith(".yaml")):
-        return SMALL
-    return SMALL_GRID if words[0] == "compare" and "--grid" in words else []
+        return [*ONE_PROCESS, *SMALL]
+    return [*ONE_PROCESS, *SMALL_GRID] if words[0] == "compare" and "--grid" in words else []
 
 
 def blocks(page: Path, language: str) -> list[str]:
