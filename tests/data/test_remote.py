@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -17,27 +16,15 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from clipdistill.data import remote as remote_module
 from clipdistill.data.images import decode, fetch
 from clipdistill.data.remote import look_up, no_commands
 from clipdistill.data.samples import Source, TarMember
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError, DataError
-from shard_server import ROWS, Server, contents, copies, limit, put, serving, tar_bytes
+from shard_server import ROWS, Server, contents, copies, limit, put, tar_bytes
 from waiting import until
 
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CLIPDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote_module, "_PAUSES", (0.01, 0.02))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def on_disk(folder: Path, count: int) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from clipdistill.data import remote as remote_module
 from clipdistill.data.block_order import BlockOrder, fetch_ahead, order_of
 from clipdistill.data.order import Order
 from clipdistill.data.samples import Sample, Source
 from clipdistill.data.sources import from_samples, pairs
 from clipdistill.data.workers import load
-from shard_server import ROWS, Server, contents, copies, limit, put, serving
+from shard_server import ROWS, Server, contents, copies, limit, put
 from waiting import until
 
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CLIPDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote_module, "_PAUSES", (0.01, 0.02))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 class Items(torch.utils.data.Dataset[list[Any]]):

@@ -6,7 +6,6 @@ import io
 import multiprocessing
 import os
 import pickle
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from clipdistill.data import remote as remote_module
 from clipdistill.data.block_order import BlockOrder, fetch_ahead, order_of
 from clipdistill.data.images import fetch
 from clipdistill.data.samples import Source
@@ -27,7 +25,7 @@ from clipdistill.data.sources import from_samples, pairs, remote_parquet
 from clipdistill.data.sources.remote_parquet import RemotePicture
 from clipdistill.data.workers import load
 from clipdistill.errors import DataError
-from shard_server import Server, contents, copies, serving
+from shard_server import Server, contents, copies
 from waiting import until
 
 ROWS = 10
@@ -44,19 +42,10 @@ FEATURES = datasets.Features(
 )
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CLIPDISTILL_CACHE", str(tmp_path / "cache"))
+def nothing_read(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "converted")
-    monkeypatch.setattr(remote_module, "_PAUSES", (0.01, 0.02))
     remote_parquet._READ.clear()
-    return tmp_path / "cache"
 
 
 def noise(number: int) -> bytes:
