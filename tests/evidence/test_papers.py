@@ -11,8 +11,12 @@ import pytest
 import yaml
 
 from clipdistill.cli import main
+from clipdistill.data.sources import pairs
 from clipdistill.evidence.grid import Grid, load_grid, make_grid
 from clipdistill.evidence.grid_runs import recipe_teachers, recipes_of
+from clipdistill.models.presets import StudentSpec
+from clipdistill.models.students import build
+from clipdistill.models.vocabulary import train_tokenizer
 from clipdistill.training.checks import check_bank, check_letters
 from clipdistill.training.stages import stage_runs
 
@@ -72,6 +76,27 @@ def test_students_of_the_recipe_best_see_as_many_pictures_as_the_others() -> Non
     seen = {name: (cell.train.steps or 0) * cell.train.batch_size for name, cell in grid.cells.items()}
     assert seen.pop("best-long") == 4 * 44_800
     assert set(seen.values()) == {44_800}
+
+
+def test_students_of_the_recipe_best_are_as_small_as_its_claims_say() -> None:
+    grid = load_grid(str(PAPERS.with_name("best.yaml")))
+    teacher = grid.teachers["teacher"].student
+    source = pairs("scenes:teacher?n=2000")
+    captions = [caption for row in range(len(source)) for caption in source[row].captions]
+    tokenizer = train_tokenizer(captions, teacher.vocab_size, 32)
+
+    def weights(spec: StudentSpec) -> int:
+        module = build(spec, tokenizer, 128).module
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    shares = {name: weights(teacher) / weights(cell.student) for name, cell in grid.cells.items()}
+    for claim in grid.claims:
+        told = [int(share) for share in re.findall(r"\b1/(\d+)", claim.says)]
+        found = [shares[cell] for cell in claim.cells if cell != "teacher"]
+        for share in told:
+            assert any(share - 0.3 < each < share + 1 for each in found), claim.name
+    assert shares["best-64"] > 10
+    assert shares["tiny-best-64"] > 30
 
 
 def test_every_cell_is_a_run_that_begins(papers: Grid) -> None:
