@@ -129,4 +129,4 @@ def test_memory_stays_flat_over_a_long_run(tmp_path: Path) -> None:
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     told = subprocess.check_output([sys.executable, "-c", MEASURED, str(tmp_path / "run")], env=path, text=True)
     early, late = map(int, told.split()[-2:])
-    assert late < 1.03 * early
+    assert late < 1.02 * early

@@ -18,6 +18,7 @@ from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer
 from clipdistill.training.checks import check_bank, check_letters
+from clipdistill.training.preflight import count
 from clipdistill.training.stages import stage_runs
 
 PAPERS = Path(__file__).parents[2] / "benchmarks" / "papers.yaml"
@@ -86,8 +87,7 @@ def test_students_of_the_recipe_best_are_as_small_as_its_claims_say() -> None:
     tokenizer = train_tokenizer(captions, teacher.vocab_size, 32)
 
     def weights(spec: StudentSpec) -> int:
-        module = build(spec, tokenizer, 128).module
-        return sum(parameter.numel() for parameter in module.parameters())
+        return count(build(spec, tokenizer, 128).module)
 
     shares = {name: weights(teacher) / weights(cell.student) for name, cell in grid.cells.items()}
     for claim in grid.claims:

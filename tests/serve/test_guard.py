@@ -77,7 +77,7 @@ def test_a_key_can_be_added_and_taken_back(serve: Serve, tmp_path: Path) -> None
 def test_a_key_is_taken_back_although_an_index_is_broken(gallery: Path, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     first = new_key(file, "first")
-    new_key(file, "second")
+    second = new_key(file, "second")
     shutil.copytree(gallery / "photos.index", tmp_path / "photos.index")
     searcher = Searcher.open(tmp_path / "photos.index", gallery_model(gallery), threads=1)
     with running({"photos": searcher}, keys=file, refresh=0.05) as client:
@@ -85,6 +85,7 @@ def test_a_key_is_taken_back_although_an_index_is_broken(gallery: Path, tmp_path
         (tmp_path / "photos.index" / "index.json").write_text("{")
         without_first(file)
         wait_for(lambda: status(client, first) == 401)
+        assert status(client, second) == 200
 
 
 def gallery_model(gallery: Path) -> Path:
