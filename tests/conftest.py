@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import sys
 
@@ -20,6 +21,10 @@ _OPERATORS = torch.library.Library("torchvision", "DEF")
 for _schema in ("nms(Tensor dets, Tensor scores, float iou) -> Tensor", "qnms(Tensor d, Tensor s, float i) -> Tensor"):
     _OPERATORS.define(_schema)
 sys.modules.pop("torchvision", None)
+
+# Processes that tests fork come out of one that has imported everything and computed nothing: each on its own would
+# import torch for longer than it does anything.
+multiprocessing.set_forkserver_preload(["clipdistill.training.loop"])
 
 from exported_clip import exported  # noqa: E402  # a fixture
 

@@ -64,8 +64,8 @@ def alone() -> Found:
 
 @pytest.mark.parametrize("world", sorted(SPLITS))
 def test_the_number_of_ranks_changes_nothing(world: int, alone: Found, tmp_path: Path) -> None:
-    spawn: Any = multiprocessing.spawn  # type: ignore[attr-defined]
-    spawn(work, (world, str(tmp_path)), nprocs=world)
+    fork: Any = multiprocessing.start_processes  # type: ignore[attr-defined]
+    fork(work, (world, str(tmp_path)), nprocs=world, start_method="forkserver")
     for rank, way in itertools.product(range(world), WAYS):
         found: Found = torch.load(tmp_path / f"{way}-{rank}.pt", weights_only=True)
         assert found.keys() == alone.keys()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,41 @@ def test_the_end_of_a_worker_is_not_raised_where_something_else_runs() -> None:
     next(reading)
     assert signal.getsignal(signal.SIGCHLD) is before
     reading.close()
+
+
+def read_on(method: str, told: Path) -> None:
+    """Read with two workers until the end of the world, and tell who they are."""
+    multiprocessing.set_start_method(method, force=True)
+    reading = load(batches_of(drawn(4)), itertools.repeat((0, [0, 1])), 2)
+    next(reading)
+    told.write_text(" ".join(str(worker.pid) for worker in multiprocessing.active_children()))
+    time.sleep(60)
+
+
+def lives(process: int) -> bool:
+    status = Path(f"/proc/{process}/status")
+    try:
+        return "zombie" not in status.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_with_a_process_that_is_killed(method: str, tmp_path: Path) -> None:
+    told = tmp_path / "workers"
+    process = multiprocessing.get_context("forkserver").Process(target=read_on, args=(method, told))
+    process.start()
+    while not (told.exists() and told.read_text()):
+        assert process.is_alive()
+        time.sleep(0.02)
+    workers = [int(word) for word in told.read_text().split()]
+    assert len(workers) == 2
+    assert all(map(lives, workers))
+    process.kill()
+    until = time.monotonic() + 30
+    while any(map(lives, workers)):
+        assert time.monotonic() < until, "a worker reads on for nobody"
+        time.sleep(0.02)
 
 
 def test_a_run_ends_with_the_name_of_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
+import os
 import signal
-import subprocess
 import sys
-import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,23 +132,37 @@ def test_a_model_and_data_that_do_not_meet_are_said(small_model: str, tmp_path: 
     assert not (tmp_path / "x").exists()
 
 
-DIE = """
-import os, signal, sys
-from clipdistill.teachers import embed, job, shards, store
+def statuses(target: Callable[..., None], *arguments: Sequence[Any]) -> list[int | None]:
+    """How processes that run side by side end, one for each of ``arguments``."""
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=target, args=tuple(words)) for words in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
-put, calls = shards.put, [0]
 
-def put_or_die(path, write):
-    calls[0] += 1
-    if calls[0] == int(sys.argv[1]):
-        path.with_name(f".{path.name}.tmp").write_bytes(b"half of")
-        os.kill(os.getpid(), signal.SIGKILL)
-    put(path, write)
+def command(*words: str) -> None:
+    sys.exit(main(list(words)))
 
-for module in (job, shards, store):
-    module.put = put_or_die
-embed.embed(sys.argv[2], sys.argv[3], sys.argv[4], views=2, shard_size=8, workers=1)
-"""
+
+def embed_and_die(call: int, model: str, out: Path) -> None:
+    """A job that is killed when it writes for the ``call``-th time."""
+    from clipdistill.teachers import job as folder
+    from clipdistill.teachers import shards, store
+
+    put, calls = shards.put, itertools.count(1)
+
+    def put_or_die(path: Path, write: Any) -> None:
+        if next(calls) == call:
+            path.with_name(f".{path.name}.tmp").write_bytes(b"half of")
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(path, write)
+
+    for module in (folder, shards, store):
+        module.put = put_or_die  # type: ignore[attr-defined]
+    embed(DATA, model, out, views=2, shard_size=8, workers=1)
 
 
 @pytest.mark.parametrize("call", [1, 4, 6, 24, 28])
@@ -154,8 +170,7 @@ def test_a_job_killed_at_any_moment_goes_on_to_the_same_bytes(call: int, small_m
     """Killed while the settings, the record or rows of a shard, an index and the manifest are written."""
     whole = embed(DATA, small_model, tmp_path / "whole", views=2, shard_size=8, workers=0)
     out = tmp_path / "killed"
-    words = [sys.executable, "-c", textwrap.dedent(DIE), str(call), DATA, small_model, str(out)]
-    assert subprocess.run(words, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert statuses(embed_and_die, (call, small_model, out)) == [-signal.SIGKILL]
     with pytest.raises(StoreError, match="is not a store" if call == 1 else "is unfinished"):
         EmbeddingStore.open(out)
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*/0*.json")}
@@ -171,9 +186,8 @@ def test_a_job_killed_at_any_moment_goes_on_to_the_same_bytes(call: int, small_m
 def test_three_processes_make_the_same_store_as_one(small_model: str, tmp_path: Path) -> None:
     words = ["embed", DATA, "--model", small_model, "--views", "2", "--shard-size", "4", "--workers", "0"]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
-    program = [sys.executable, "-m", "clipdistill", *words, "--out", str(tmp_path / "three")]
-    others = [subprocess.Popen([*program, "--shard", f"{part}/3"], stderr=subprocess.DEVNULL) for part in (1, 2, 3)]
-    assert [process.wait() for process in others] == [0, 0, 0]
+    words += ["--out", str(tmp_path / "three")]
+    assert statuses(command, *([*words, "--shard", f"{part}/3"] for part in (1, 2, 3))) == [0, 0, 0]
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
 
 

@@ -232,7 +232,7 @@ def test_a_store_goes_to_another_process_without_its_rows(tmp_path: Path) -> Non
     store = EmbeddingStore.open(tmp_path)
     here = _rows_elsewhere(store)
     assert len(pickle.dumps(store)) < 4000
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
         assert np.array_equal(pool.apply(_rows_elsewhere, (store,)), here)
 
 
@@ -244,7 +244,7 @@ def _write_shards(folder: Path, seed: int, start: Any) -> None:
 
 def test_processes_on_the_same_shards_corrupt_nothing(tmp_path: Path) -> None:
     """Each would write other bytes: rows and record of a shard must be of one of them."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     start = context.Barrier(3)
     others = [context.Process(target=_write_shards, args=(tmp_path, seed, start)) for seed in range(3)]
     for process in others:

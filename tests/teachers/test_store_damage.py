@@ -91,7 +91,7 @@ def _finish(folder: str) -> None:
 
 def test_processes_that_finish_together_agree(tmp_path: Path) -> None:
     folder = unfinished(tmp_path / "store")
-    context = get_context("spawn")
+    context = get_context("forkserver")
     processes = [context.Process(target=_finish, args=(str(folder),)) for _ in range(4)]
     for process in processes:
         process.start()

@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel, SiglipConfig
 
+from clipdistill.cli import main
 from clipdistill.errors import ClipdistillError, ConfigError, DataError, RecipeError, TrainingError
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
@@ -220,9 +221,9 @@ def test_the_scale_of_a_sigmoid_student_is_free(tmp_path: Path) -> None:
     assert float(setup.student.log_scale.detach().exp()) > 100
 
 
-def start(out: Path, *words: str) -> subprocess.Popen[str]:
-    """The command line in a process of its own, on a run long enough to be interrupted."""
-    arguments = [
+def interruptible(out: Path) -> list[str]:
+    """The words of a run long enough to be interrupted."""
+    return [
         "distill",
         "recipe=clip",
         "data=scenes:train?n=64",
@@ -233,9 +234,12 @@ def start(out: Path, *words: str) -> subprocess.Popen[str]:
         "train.log_every=1",
         "train.precision=float32",
         f"out={out}",
-        *words,
     ]
-    command = [sys.executable, "-m", "clipdistill", *arguments]
+
+
+def start(out: Path, *words: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "clipdistill", *interruptible(out), *words]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -245,22 +249,15 @@ def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
         time.sleep(0.02)
 
 
-def finished(out: Path, *words: str) -> str:
-    process = start(out, *words)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return errors
-
-
 def test_kill_minus_nine_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finished(whole)
+    assert main(interruptible(whole)) == 0
     process = start(killed)
     wait_for_checkpoint(process, killed)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (killed / "student").exists()
-    finished(killed, "--resume")
+    assert main([*interruptible(killed), "--resume"]) == 0
     assert log_of(killed) == log_of(whole)
     assert same_weights(whole, killed)
 

@@ -70,8 +70,9 @@ def alone(configs: dict[str, RunConfig]) -> dict[str, dict[str, Tensor]]:
 def test_every_recipe_has_the_gradients_of_one_process(
     world: int, tmp_path: Path, configs: dict[str, RunConfig], alone: dict[str, dict[str, Tensor]]
 ) -> None:
-    spawn: Any = multiprocessing.spawn  # type: ignore[attr-defined]
-    spawn(work, (world, configs, str(tmp_path)), nprocs=world)
+    fork: Any = multiprocessing.start_processes  # type: ignore[attr-defined]
+    arguments = (world, configs, str(tmp_path))
+    fork(work, arguments, nprocs=world, start_method="forkserver")
     for rank in (0, world - 1):
         found = torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True)
         for name, expected in alone.items():
@@ -145,9 +146,8 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-#: Forks processes out of one that has imported everything and computed nothing.
+#: Forks processes that need not import anything, see conftest.py.
 NURSERY = multiprocessing.get_context("forkserver")
-NURSERY.set_forkserver_preload(["clipdistill.training.loop"])
 
 
 def one_of(config: RunConfig, rank: int, world: int, port: int, resume: bool) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from typing import Any, TypeVar
 
 import torch
@@ -45,7 +47,7 @@ def load(
         sampler=items,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_begin,
         pin_memory=pin,
     )
     with _no_alarm():
@@ -135,6 +137,15 @@ def _watching(batches: Dataset[Made], workers: int) -> tuple[Dataset[Made], _Wat
     return watching, watching.source
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which finishes its step; workers end with it."""
+def _begin(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which finishes its step; workers end with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """torch's own watch looks at the process that forked the worker, which may be a fork server that lives on."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
