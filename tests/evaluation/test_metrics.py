@@ -28,6 +28,12 @@ def test_one_of_several_positives_is_enough() -> None:
     assert recall_at(EYE, [[0], [1, 0], [2, 3]], ks=(1, 3)) == pytest.approx({1: 200 / 3, 3: 100})
 
 
+def test_a_positive_named_twice_is_one() -> None:
+    scores = np.array([[0.9, 0.8, 0.1]])
+    assert best_ranks(scores, [[1, 1]]).tolist() == [2]
+    assert mean_average_precision(scores, [[1, 1]]) == pytest.approx(50)
+
+
 def test_average_precision_by_eye() -> None:
     scores = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]])
     assert mean_average_precision(scores, [[0, 2]]) == pytest.approx(100 * (1 / 1 + 2 / 3) / 2)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipdistill.errors import DataError
-from clipdistill.evaluation.retrieval import image_image, text_image
+from clipdistill.evaluation.retrieval import image_image, matches, pictures_of_texts, text_image, texts_of_pictures
 
 AXES = np.eye(4)
 
@@ -70,7 +70,11 @@ def test_agrees_with_double_loops(seed: int, size: int, kinds: int) -> None:
     asked_by_image = [
         naive_hit([row[p] for row in cosines], {t for t in range(2 * size) if related(t, p)}, 1) for p in range(size)
     ]
-    result = text_image(images, texts, owner, groups=groups, captions=captions)
+    keys = (
+        [(number, name) for number, name in enumerate(groups)] if seed % 2 else groups
+    )  # a key of its own says nothing
+    keys = [(number,) if name is None else key for number, (name, key) in enumerate(zip(groups, keys, strict=True))]
+    result = text_image(images, texts, owner, groups=keys, captions=captions)
     assert result["text_to_image_R@1"] == pytest.approx(100 * np.mean(asked_by_text))
     assert result["image_to_text_R@1"] == pytest.approx(100 * np.mean(asked_by_image))
 
@@ -101,3 +105,21 @@ def test_lengths_that_do_not_fit_are_errors() -> None:
         text_image(AXES, AXES[:2], [0, 4])
     with pytest.raises(DataError, match="4 pictures but 1 keys"):
         image_image(AXES, ["a"])
+
+
+def test_positives_that_are_the_same_are_held_once() -> None:
+    """Of 100,000 pictures in few classes each would else hold an array as long as its class."""
+    keys = [(f"bytes {number}", ("label", number % 3)) for number in range(60)]
+    alike = matches(keys)
+    assert [own.tolist() for own in alike] == [list(range(number % 3, 60, 3)) for number in range(60)]
+    assert len(set(map(id, alike))) == 3
+    captions = [f"caption {number}" if number < 30 else "a picture" for number in range(60)]
+    answers = pictures_of_texts(range(60), keys, captions)
+    everything = sorted({*range(30, 60), *range(0, 60, 3)})
+    assert answers[3].tolist() == alike[3].tolist()
+    assert answers[33].tolist() == everything
+    assert len(set(map(id, answers))) == 6
+    texts = texts_of_pictures(answers, 61)
+    naive = [[text for text in range(60) if picture in answers[text]] for picture in range(61)]
+    assert [own.tolist() for own in texts] == naive
+    assert len(set(map(id, texts))) == 7

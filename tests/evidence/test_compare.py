@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from report_fakes import NASTY
 from safetensors.torch import load_file
 from test_report_page import Tree
 
 from clipdistill.cli import main
 from clipdistill.config import load_run
+from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError, InterruptedRunError, TrainingError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.evidence import measure, running
@@ -217,8 +219,53 @@ def test_an_interrupted_run_goes_on(copy: Path, done: tuple[Outcome, Path], monk
             run_all(work)
     assert (broken / "config.yaml").is_file()
     assert not (broken / "student").exists()
-    run_all(work)
+    monkeypatch.chdir(copy.parent)  # the teacher's tokenizer is named otherwise
+    out = Path(copy.name)
+    run_all(jobs(grid(), out, Known(), {"teacher": str(Path(trained).relative_to(copy.parent))}))
     assert same_weights(broken, run_of(done[1], "feature", 0))
+
+
+def test_a_teacher_stays_where_batches_compare_its_rows_or_a_copy_of_it_is_pruned(
+    done: tuple[Outcome, Path],
+) -> None:
+    trained = {"teacher": str(next((done[1] / "teacher").iterdir()) / "student")}
+    cells = {
+        "clip": {"recipe": "clip"},
+        "chosen": {"recipe": "clip", "batches": {"select": "learnability", "super_batch": 2}},
+        "staged": {"recipe": "clip", "stages": [{"batches": {"neighbours": 2}}, {}]},
+    }
+    work = {job.cell: job.config for job in jobs(grid(cells=cells, seeds=[0]), done[1], Known(), trained)}
+    assert {cell: config.teachers for cell, config in work.items()} == {
+        "clip": {},
+        "chosen": {"T": trained["teacher"]},
+        "staged": {"T": trained["teacher"]},
+    }
+    base = {"data": "scenes:train?n=64&seed=1", "train": TRAIN}
+    cell = {"recipe": "clip", "teacher": "teacher", "prune": {"sparsity": 0.5}}
+    pruned = grid(base=base, cells={"pruned": cell}, seeds=[0])
+    (job,) = jobs(pruned, done[1], Known(), trained)
+    assert (job.config.teachers, job.config.student.pretrained) == ({}, trained["teacher"])
+
+
+def test_learning_curves_belong_to_the_pictures_not_to_their_address(
+    done: tuple[Outcome, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = {"teacher": str(next((done[1] / "teacher").iterdir()) / "student")}
+    tried, source = tmp_path / "test", pairs("scenes:test?n=4")
+    tried.mkdir()
+    for index in range(4):
+        Image.fromarray(source[index].image).save(tried / f"{index}.png")
+        (tried / f"{index}.txt").write_text(source[index].captions[0])
+
+    def names(uri: str) -> list[str]:
+        found = grid("evaluate.every=2", evaluate={"retrieval": uri})
+        return [job.folder.name for job in jobs(found, done[1], Known(), trained)]
+
+    before = names(str(tried))
+    monkeypatch.chdir(tmp_path)
+    assert names("test") == before
+    (tried / "0.txt").write_text("another caption")
+    assert not set(names("test")) & set(before)
 
 
 def test_a_stopped_run_says_how_to_go_on(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,6 +371,15 @@ def test_the_best_is_marked_and_names_are_safe(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "gap closed" in printed
     assert printed.isascii() or "─" in printed
+
+
+def test_teachers_may_lie_in_folders_with_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    given = trial(60.5).measured
+    outcome = Outcome({"clip": {0: trial(40.0)}}, "clip", ("mean_recall",), given, {"teacher: [/v1]/[b]": given})
+    Console(width=160).print(*tables(outcome))
+    assert "teacher: [/v1]/[b]" in capsys.readouterr().out
 
 
 def test_a_number_of_jobs(tmp_path: Path) -> None:

@@ -105,6 +105,10 @@ def test_families_are_cells_that_differ_in_their_length_or_in_their_data_alone()
         Group("length", {"a": 32.0, "b": 64.0, "c": 128.0}),
         Group("data", {"n32": 32.0, "n48": 48.0, "n128": 128.0}),
     ]
+    live = {**cells, "b": {**cells["b"], "stored": True}}
+    assert [group.kind for group in groups(grid(cells=live))] == ["data"], (
+        "stored and live teachers have laws of their own"
+    )
     watched = groups(grid("evaluate.every=2", cells=cells))
     assert watched[:2] == found
     # Cells a to c have ends of runs to go by; of the others, those evaluated three times or more.

@@ -14,6 +14,7 @@ from rich.console import Console
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError, DataError
 from clipdistill.evidence import suites
+from clipdistill.evidence.report import writing
 from clipdistill.evidence.suites import evaluate_suites, suite_tables, suites_as_dict
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
@@ -86,6 +87,27 @@ def test_an_interrupted_evaluation_is_repeated_in_its_folder(
     assert list(json.loads(report.read_text())["suites"]) == ["flickr30k"]
     evaluate_suites([str(desk / "small")], words[1:], tmp_path / "out")
     assert list(json.loads(report.read_text())["suites"]) == ["elevater"]
+
+
+def test_a_report_that_could_not_be_written_whole_is_written_again(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, written = [f"flickr30k={desk}/flickr30k"], []
+    write = writing.write_text
+
+    def full(path: Path, text: str) -> None:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            evaluate_suites([str(desk / "small")], words, tmp_path / "out")
+    evaluate_suites([str(desk / "small")], words, tmp_path / "out")
+    assert (tmp_path / "out" / "flickr30k" / "report.html").is_file()
+    assert all(len(path.name.encode()) < 255 for path in (tmp_path / "out").rglob("*"))
 
 
 def test_words_that_mean_nothing_are_refused_before_a_model_is_loaded(desk: Path, tmp_path: Path) -> None:

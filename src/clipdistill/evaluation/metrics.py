@@ -121,9 +121,14 @@ def _chunks(similarity: Similarity, positives: Positives, exclude: Indices | Non
         scores = left[queries] if right is None else left[queries] @ right.T
         if exclude is not None:
             scores[np.arange(len(queries)), excluded[queries]] = -np.inf
-        columns = [np.asarray(positives[q], np.intp) for q in queries]
+        columns = [_distinct(np.asarray(positives[q], np.intp)) for q in queries]
         columns = [own[own != excluded[q]] for q, own in zip(queries, columns, strict=True)]
         yield _Chunk(_settled(scores, columns), columns)
+
+
+def _distinct(columns: Indices) -> Indices:
+    """The columns without repetition: one that is named twice would stand before itself."""
+    return columns if np.all(columns[1:] > columns[:-1]) else np.unique(columns)
 
 
 def _sides(similarity: Similarity) -> tuple[Rows, NDArray[np.float32] | None]:

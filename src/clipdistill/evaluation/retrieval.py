@@ -80,48 +80,63 @@ def pictures_of_texts(
 ) -> list[NDArray[np.intp]]:
     """Return the positives of each caption, ``[M]`` arrays of picture indices, by the rule of :func:`text_image`.
 
-    Captions with the same positives share an array.
+    Captions with the same positives share an array: of 100,000 pictures in ten groups each would have 10,000.
     """
     folded = [caption_key(text) for text in captions or ()]
-    alike = matches(groups) if groups is not None else None
     told: dict[str, set[int]] = defaultdict(set)
     for text, picture in zip(folded, owner, strict=False):
         told[text].add(int(picture))
-    known: dict[Hashable, NDArray[np.intp]] = {}
+    alike = matches(groups or [None] * (1 + max(map(int, owner), default=-1)))
+    known: dict[tuple[str, int | None], NDArray[np.intp]] = {}
 
     def positives(number: int, picture: int) -> NDArray[np.intp]:
-        text = folded[number] if folded else None
-        same = alike[picture] if alike is not None else np.empty(0, np.intp)
-        key = (text, None if groups is None else groups[picture], None if text in told and len(same) else picture)
+        same = alike[picture]
+        if not folded or len(told[folded[number]]) == 1:  # no other picture is told the same
+            return same if len(same) else np.array([picture], np.intp)
+        key = folded[number], id(same) if len(same) > 1 else None
         if key not in known:
-            own = {picture} | (told[text] if text is not None else set())
-            known[key] = np.array(sorted(own.union(same.tolist())), np.intp)
+            known[key] = np.array(sorted(told[folded[number]].union(same.tolist())), np.intp)
         return known[key]
 
     return [positives(number, int(picture)) for number, picture in enumerate(owner)]
 
 
 def texts_of_pictures(pictures_of: list[NDArray[np.intp]], size: int) -> list[NDArray[np.intp]]:
-    """Turn the pictures of each text into the texts of each of ``size`` pictures."""
-    texts = np.repeat(np.arange(len(pictures_of)), [len(own) for own in pictures_of])
-    pictures = np.concatenate([*pictures_of, np.empty(0, np.intp)])
-    order = np.argsort(pictures, kind="stable")
-    return np.split(texts[order], np.searchsorted(pictures[order], np.arange(1, size)))
+    """Turn the pictures of each text into the texts of each of ``size`` pictures.
+
+    Texts that share an array are looked at together, and pictures with the same texts share one.
+    """
+    asking: dict[int, list[int]] = defaultdict(list)
+    for text, pictures in enumerate(pictures_of):
+        asking[id(pictures)].append(text)
+    found: list[list[int]] = [[] for _ in range(size)]
+    for pictures in {id(pictures): pictures for pictures in pictures_of}.values():
+        for picture in pictures.tolist():
+            found[picture].append(id(pictures))
+    known: dict[tuple[int, ...], NDArray[np.intp]] = {}
+    for own in map(tuple, found):
+        if own not in known:
+            known[own] = np.array(sorted(text for several in own for text in asking[several]), np.intp)
+    return [known[tuple(own)] for own in found]
 
 
 def matches(keys: Sequence[Key]) -> list[NDArray[np.intp]]:
-    """Return for each picture all pictures that share a key with it, itself among them; none for one without a key."""
+    """Return for each picture all pictures that share a key with it, itself among them; none for one without a key.
+
+    Pictures that share the same keys with others share an array.
+    """
     members: dict[Hashable, list[int]] = defaultdict(list)
     for position, several in enumerate(keys):
         for key in _each(several):
             members[key].append(position)
     arrays = {key: np.array(positions, np.intp) for key, positions in members.items()}
-    known: dict[Key, NDArray[np.intp]] = {}
-    for several in keys:
+    shared = [tuple(k for k in _each(own) if len(members[k]) > 1) or _each(own)[:1] for own in keys]
+    known: dict[tuple[Hashable, ...], NDArray[np.intp]] = {}
+    for several in shared:
         if several not in known:
-            own = [arrays[key] for key in _each(several)]
+            own = [arrays[key] for key in several]
             known[several] = own[0] if len(own) == 1 else np.unique(np.concatenate([*own, np.empty(0, np.intp)]))
-    return [known[several] for several in keys]
+    return [known[several] for several in shared]
 
 
 def _each(several: Key) -> tuple[Hashable, ...]:

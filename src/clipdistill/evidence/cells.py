@@ -140,6 +140,10 @@ class Known:
             letter: uri if uri == SELF else self.model(uri).fingerprint for letter, uri in config.teachers.items()
         }
         content["student"] = self._student(content["student"])
+        evaluate = config.evaluate
+        if evaluate.every:  # its learning curve is part of a run
+            tried = {task: uri and self.data(uri) for task, uri in evaluate.uris().items()}
+            content["evaluate"] = {"every": str(evaluate.every), **tried}
         content["package"] = __version__
         return _hash(json.dumps(content, sort_keys=True, default=str))
 
@@ -242,16 +246,20 @@ def _job(cell: str, seed: int, config: RunConfig, parent: Path, known: Known) ->
 
 def _with_teachers(config: RunConfig, teachers: dict[str, str], known: Known) -> RunConfig:
     """Give a cell the teachers that its recipe uses, and its student what it has from the main one."""
-    used = {letter: teachers[letter] for letter in recipe_teachers(config)}
+    used = {letter: teachers[letter] for letter in recipe_teachers(config, teachers)}
     update = dict(_from_teacher(config, teachers, known))
     return config.model_copy(update={"teachers": used, "student": config.student.model_copy(update=update)})
 
 
 def _from_teacher(config: RunConfig, teachers: dict[str, str], known: Known) -> Iterator[tuple[str, str | int]]:
     uri, student = main_teacher(teachers), config.student
-    if uri is None or student.pretrained or config.prune or student.has_text is False:
+    if uri is None or student.pretrained or student.has_text is False:
         return
     origin = model_behind(uri)
+    if config.prune:
+        if origin and not recipe_teachers(config, teachers):  # it prunes a copy of the teacher without learning from it
+            yield "pretrained", origin
+        return
     if (student.inherit or student.keep) and student.inherit_from is None and origin:
         yield "inherit_from", origin
     if student.keep:  # tokenizer and width come with the tower

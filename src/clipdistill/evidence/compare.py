@@ -59,7 +59,10 @@ def compare(grid: Grid, out: Path, at_once: int | None = 1, forecast: bool = Fal
     judges = {name: Judge(tasks, known, uri) for name, uri in models.items()}
     outcome = _outcome(grid, work, judges, taught, out)
     outcome = replace(outcome, forecasts=tuple(forecasts(families, outcome)))
-    page = write_grid_report(outcome, out, f"clipdistill compare: {grid.name}", _facts(grid, work, first))
+    try:
+        outcome = replace(outcome, claims=judge(grid.claims, outcome))
+    finally:  # a claim about what turns out not to be measured costs no more than the claims
+        page = write_grid_report(outcome, out, f"clipdistill compare: {grid.name}", _facts(grid, work, first))
     return outcome, page
 
 
@@ -105,8 +108,7 @@ def _outcome(
     outcome = Outcome(trials, grid.baseline, grid.metrics, next(iter(teachers.values()), None), teachers, taught)
     known = [metric for metric in grid.metrics if metric in outcome.metrics]
     # Labelled data give a classifier other metrics than a dual encoder.
-    outcome = replace(outcome, headline=tuple(known or outcome.metrics[:1]))
-    return replace(outcome, claims=judge(grid.claims, outcome))
+    return replace(outcome, headline=tuple(known or outcome.metrics[:1]))
 
 
 def _teachers(grid: Grid, trained: Mapping[str, str]) -> tuple[Mapping[str, str | None], dict[str, str]]:
@@ -173,7 +175,7 @@ def _table(outcome: Outcome, metric: str) -> Table:
     if reached:
         table.add_section()
     for name, value in reached.items():
-        table.add_row(name, points(value))
+        table.add_row(Text(name), points(value))
     return table
 
 

@@ -123,10 +123,9 @@ def groups(grid: Grid) -> list[Group]:
         ConfigError: there are none.
     """
     plans = {name: cell.train.plan(len(pairs(cell.data))) for name, cell in grid.cells.items() if not cell.stages}
-    cells = {name: grid.cells[name] for name in plans}
     lengths = {name: float(plan.steps * plan.batch_size) for name, plan in plans.items()}
-    found = [Group("length", own) for own in _families(cells, lengths, _but_length)]
-    found += [Group("data", own) for own in _families(cells, {n: float(p.samples) for n, p in plans.items()}, _but_n)]
+    found = [Group("length", own) for own in _families(grid, lengths, _but_length)]
+    found += [Group("data", own) for own in _families(grid, {n: float(p.samples) for n, p in plans.items()}, _but_n)]
     grouped = {name for group in found if group.kind == "length" for name in group.sizes}
     found += [
         Group("curve", {name: float(plan.batch_size)})
@@ -221,13 +220,11 @@ def _points(group: Group, outcome: Outcome, metric: str) -> dict[int, list[tuple
     return points
 
 
-def _families(
-    cells: Mapping[str, RunConfig], sizes: Mapping[str, float], key: Callable[[RunConfig], str]
-) -> Iterator[dict[str, float]]:
-    """The cells that are equal but for their size, where there are enough sizes."""
-    found: dict[str, dict[str, float]] = {}
-    for name, cell in cells.items():
-        found.setdefault(key(cell), {})[name] = sizes[name]
+def _families(grid: Grid, sizes: Mapping[str, float], key: Callable[[RunConfig], str]) -> Iterator[dict[str, float]]:
+    """The cells that are equal but for their size, also in what they train from, where there are enough sizes."""
+    found: dict[tuple[str, int | None], dict[str, float]] = {}
+    for name, size in sizes.items():
+        found.setdefault((key(grid.cells[name]), grid.stored.get(name)), {})[name] = size
     for family in found.values():
         if len(set(family.values())) >= LEAST_SIZES:
             yield family

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from itertools import repeat
 from typing import Any
 
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import SELF, RunConfig, make_run
 from clipdistill.errors import ConfigError, RecipeError, did_you_mean
+from clipdistill.training.checks import used_teachers
 
 #: The name of the teacher among the models of a comparison, if the grid gives it no other.
 TEACHER = "teacher"
@@ -66,9 +68,14 @@ def _teacher(data: Any, at: str) -> RunConfig:
     return make_run({**run, "out": TEACHER}, at)
 
 
-def recipe_teachers(config: RunConfig) -> tuple[str, ...]:
-    """The letters of the teachers that a run needs in any of its stages, sorted."""
-    return tuple(sorted({letter for recipe in recipes_of(config) for letter in recipe.teachers}))
+def recipe_teachers(config: RunConfig, given: Collection[str] = ()) -> tuple[str, ...]:
+    """The letters of the teachers that a run needs in any of its stages, sorted.
+
+    Of those that are ``given``, batches that are made by comparing rows need the first.
+    """
+    batches = [config.batches.model_dump() | stage.batches for stage in config.stages] or [config.batches.model_dump()]
+    used = (used_teachers(*each) for each in zip(recipes_of(config), repeat(given), batches, strict=False))
+    return tuple(sorted(set().union(*used)))
 
 
 def recipes_of(config: RunConfig) -> list[Recipe]:

@@ -100,7 +100,6 @@ def measure(student: Side, teacher: Side, widths: Sequence[int] | None = None) -
         ConfigError: a width is not below the student's.
         DataError: no figure was measured of both models.
     """
-    widths = check_widths(student.width, widths)
     mine, theirs = student.directions(), teacher.directions()
     shared = [way for way in mine if way in theirs]
     ranks = [{way: own[way].ranks() for way in shared} for own in (mine, theirs)]
@@ -110,7 +109,7 @@ def measure(student: Side, teacher: Side, widths: Sequence[int] | None = None) -
             f"{student.found.name} and {teacher.found.name} have no figure in common, so nothing says what is kept. "
             f"Found {_list(student.found.metrics)} and {_list(teacher.found.metrics)}."
         )
-    apart = _apart(student, teacher)
+    widths, apart = check_widths(student.width, widths), _apart(student, teacher)
     return Retention(
         student=student,
         teacher=teacher,

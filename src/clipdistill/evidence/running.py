@@ -184,9 +184,10 @@ def _by_memory(waiting: Sequence[Job], most: int, worker: Worker) -> int:
 
 
 def _kind(job: Job) -> str:
-    """What the memory of a run depends on."""
-    config = job.config
-    return repr((config.student, config.train.batch_size, config.train.micro_batch, sorted(config.teachers.items())))
+    """What the memory of a run depends on most: not its recipe, or each cell would be measured."""
+    config, train = job.config, job.config.train
+    rows = train.batch_size, train.micro_batch, train.accumulate, config.bank.size, config.batches, config.prune
+    return repr((config.student, rows, config.stages, sorted(config.teachers.items())))
 
 
 def _file(job: Job) -> str:

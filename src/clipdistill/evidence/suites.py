@@ -44,8 +44,9 @@ def evaluate_suites(
         outcome = evaluate_suite(name, parts, models)
         found[name] = [replace(one, galleries={}, texts=None) for one in outcome.evaluations]
         if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_file(out / "report.json", to_json(suites_as_dict(found)))  # first, by it the folder is known as ours
             _write(name, parts, outcome, out / name)
-            write_file(out / "report.json", to_json(suites_as_dict(found)))  # by it the folder is known as ours
     return found
 
 

@@ -78,7 +78,7 @@ def _peak(files: Sequence[str]) -> int:
     peak = 0
     for file in files:
         config = load_run(file)
-        config = stage_runs(config)[0] if config.stages else config
+        config = stage_runs(config)[0] if config.stages else config  # the others need the student before them
         precision = choose_precision(choose_device(config.train.device), config.train.precision)
         train = config.train.model_copy(update={"precision": precision})
         setup = prepare(config.model_copy(update={"train": train}))

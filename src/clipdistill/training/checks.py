@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -96,9 +97,7 @@ def check_letters(recipe: Recipe, config: RunConfig) -> None:
                 f"recipe {recipe.name} uses the logit scale of teacher '{letter}', which is not given. "
                 f"Add teachers.{letter}=MODEL, or write the scale as a number."
             )
-    batches = config.batches
-    compares = batches.select == "learnability" or batches.neighbours > 1 or batches.duplicates is not None
-    used = {*recipe.teachers, *(sorted(config.teachers)[:1] if compares else [])}
+    used = used_teachers(recipe, config.teachers, config.batches.model_dump())
     for letter in config.teachers:
         if letter not in used:
             raise ConfigError(
@@ -106,6 +105,16 @@ def check_letters(recipe: Recipe, config: RunConfig) -> None:
                 f"{'only ' + ', '.join(recipe.teachers) if recipe.teachers else 'no teacher'}. "
                 "Remove it, or choose a recipe that uses it."
             )
+
+
+def used_teachers(recipe: Recipe, given: Collection[str], batches: Mapping[str, Any]) -> set[str]:
+    """The letters of the teachers that a run uses: its recipe's, and the first where batches are made by comparing."""
+    compares = (
+        batches["select"] == "learnability"
+        or batches["neighbours"] not in (None, 1)
+        or batches["duplicates"] is not None
+    )
+    return {*recipe.teachers, *(sorted(given)[:1] if compares else [])}
 
 
 def check_nodes(recipe: Recipe, source: Source, student: DualEncoder, teachers: Sequence[Teacher]) -> None:

@@ -48,6 +48,8 @@ FREE = {
     ("train", "checkpoint_every"),
     ("train", "keep_checkpoints"),
 }
+#: What a student is made from, by name: such as the student of an earlier stage, or a grid's own teacher.
+_PATHS = (("student", "pretrained"), ("student", "inherit_from"), ("student", "tokenizer"))
 
 
 def create(config: RunConfig, record: Mapping[str, Any]) -> Path:
@@ -114,8 +116,9 @@ def check_same(config: RunConfig) -> RunConfig:
         now = _leaves(config.model_dump())
     if config.train.precision == "auto":
         now["train", "precision"] = was["train", "precision"]
-    _name_within(was, recorded.out)
-    _name_within(now, config.out)
+    for key in _PATHS:
+        if _same_place((was[key], recorded.out), (now[key], config.out)):
+            now[key] = was[key]
     changed = [
         "recipe: its terms are others"
         if key == ("recipe",)
@@ -135,12 +138,14 @@ def check_same(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"train": train})
 
 
-def _name_within(leaves: dict[tuple[str, ...], Any], out: str) -> None:
-    """Say where the student of an earlier stage is by its place beside this stage's folder, which may have moved."""
-    beside = Path(out).absolute().parent
-    for key in (("student", "pretrained"), ("student", "inherit_from")):
-        if leaves[key] and Path(leaves[key]).absolute().is_relative_to(beside):
-            leaves[key] = str(Path(leaves[key]).absolute().relative_to(beside))
+def _same_place(was: tuple[str | None, str], now: tuple[str | None, str]) -> bool:
+    """Whether two paths, each with the run's folder, are one file, or lie alike beside a run that has moved with it."""
+    (before, out_before), (path, out) = was, now
+    if not (before and path):
+        return False
+    return Path(before).absolute() == Path(path).absolute() or (
+        os.path.relpath(before, out_before) == os.path.relpath(path, out)
+    )
 
 
 def check_inputs(folder: Path, data: str, teachers: Mapping[str, str]) -> None:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from clipdistill.errors import ConfigError
 from clipdistill.files import write_text
 from clipdistill.progress import console
 from clipdistill.training import loop, run_folder, trackers
-from clipdistill.training.checks import check_bank, check_letters
+from clipdistill.training.checks import check_bank, check_letters, used_teachers
 from clipdistill.training.loop import Run
 from clipdistill.training.ranks import Ranks, joined
 
@@ -86,9 +85,10 @@ def _stage_run(config: RunConfig, stage: StageConfig, number: int) -> RunConfig:
         student = _next_student(student, stage, bool(prune), f"{_folder(config, number - 1)}/{run_folder.STUDENT}")
     recipe = Recipe.load(config.recipe if stage.recipe is None else stage.recipe)
     batches = config.batches.model_dump() | stage.batches
+    used = used_teachers(recipe, config.teachers, batches)
     changes = {
         "recipe": recipe.to_dict(),
-        "teachers": _teachers_of(config, recipe, batches),
+        "teachers": {letter: uri for letter, uri in config.teachers.items() if letter in used},
         "bank": config.bank.model_dump() | stage.bank,
         "batches": batches,
         "train": train | stage.train,
@@ -97,17 +97,6 @@ def _stage_run(config: RunConfig, stage: StageConfig, number: int) -> RunConfig:
         "out": _folder(config, number),
     }
     return make_run(config.model_dump(exclude={"stages"}) | changes, where)
-
-
-def _teachers_of(config: RunConfig, recipe: Recipe, batches: Mapping[str, Any]) -> dict[str, str]:
-    """The teachers that a stage uses: those of its recipe, and the first where its batches are made by comparing."""
-    compares = (
-        batches["select"] == "learnability"
-        or batches["neighbours"] not in (None, 1)
-        or batches["duplicates"] is not None
-    )
-    used = {*recipe.teachers, *(sorted(config.teachers)[:1] if compares else [])}
-    return {letter: uri for letter, uri in config.teachers.items() if letter in used}
 
 
 def _check(runs: list[RunConfig]) -> None:

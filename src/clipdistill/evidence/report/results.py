@@ -102,4 +102,5 @@ def _file_name(content: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
 
 def _safe(name: str) -> str:
     """Keep letters of any script, digits, dots and dashes; of a long path its end, which tells most."""
-    return re.sub(r"[^\w.-]+", "-", name)[-_NAME_LENGTH:].strip("-.") or "unnamed"
+    kept = re.sub(r"[^\w.-]+", "-", name).encode("utf-8", "replace")[-_NAME_LENGTH:]
+    return kept.decode("utf-8", "ignore").strip("-.") or "unnamed"

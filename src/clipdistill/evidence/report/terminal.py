@@ -31,7 +31,7 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
     result.add_section()
     for row in rows(evaluations):
         extra = (ascii_signs(change(row.gain)), ascii_signs(share(row.closed))) if trio else ()
-        result.add_row(f"{row.group}, {row.label}", *_cells(row), *extra)
+        result.add_row(Text(f"{row.group}, {row.label}"), *_cells(row), *extra)
     return result
 
 

@@ -39,9 +39,10 @@ def write_report(
     facts = facts or {}
     html = page(evaluations, title, curves or {}, facts)
     (out / "clip_benchmark").mkdir(parents=True, exist_ok=True)
+    # First, by it the folder is known as ours: what stops halfway can be repeated.
+    write_file(out / "report.json", to_json({"title": title, **as_dict(evaluations), "facts": plain(facts)}))
     for name, content in clip_benchmark(evaluations, facts).items():
         write_file(out / "clip_benchmark" / name, to_json(content))
-    write_file(out / "report.json", to_json({"title": title, **as_dict(evaluations), "facts": plain(facts)}))
     write_file(out / "report.html", html)
     return out / "report.html"
 
