@@ -266,14 +266,31 @@ def test_broken_pictures_are_copied_and_missing_ones_told(tmp_path: Path) -> Non
         made = convert(from_samples(given_samples), target(tmp_path, kind, kind), kind)
         assert told(pairs(made.uri)) == [
             ("a.webp", broken, {"": ["x"]}, None, None),
-            ("d.jpg", b"no picture", {"": ["x"]}, None, None),
         ]
-        assert [name for name, _ in made.skipped] == ["b.jpg", "c.jpg"]
+        assert [name for name, _ in made.skipped] == ["b.jpg", "c.jpg", "d.jpg"]
         assert "there is no such file" in made.skipped[0][1]
         assert "the file is empty" in made.skipped[1][1]
+        assert "not a picture" in made.skipped[2][1]
     with pytest.raises(DataError, match=r"none of the 1 pictures can be read; the first: .*no such file"):
         convert(from_samples(given_samples[1:2]), tmp_path / "none", "shards")
     assert not (tmp_path / "none").exists()
+
+
+def test_files_that_are_no_pictures_are_not_carried_away(tmp_path: Path) -> None:
+    """A table of strangers names what it likes, and what is converted may be passed on."""
+    desk = tmp_path / "desk"
+    desk.mkdir()
+    (tmp_path / "id_rsa").write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    (tmp_path / "letter.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    (desk / "a.png").write_bytes(picture(3, "png"))
+    names = ["a.png", "../id_rsa", f"{tmp_path}/id_rsa", "../letter.eps"]
+    (desk / "list.jsonl").write_text("".join(json.dumps({"image": name, "text": name}) + "\n" for name in names))
+    for kind in FORMATS:
+        made = convert(desk / "list.jsonl", target(tmp_path, kind, kind), kind)
+        assert [one for _, *one in told(pairs(made.uri))] == [[picture(3, "png"), {"": ["a.png"]}, None, None]]
+        assert ["id_rsa" in name for name, _ in made.skipped] == [True, True, False]
+        assert "id_rsa: not a picture: it is none of" in made.skipped[0][1]
+        assert "letter.eps: EPS files are not read" in made.skipped[2][1]
 
 
 class Failing:

@@ -42,11 +42,16 @@ def parquet(caption: str) -> bytes:
 
 FILES = {f"data/{split}-00000-of-00001.parquet": parquet(split) for split in ("train", "test")}
 FILES["README.md"] = b"# photos\n"
-DATASETS = {"photos": FILES, "tables": {"train.csv": b"image,caption\na.jpg,a dog\n"}}
+DATASETS = {
+    "photos": FILES,
+    "tables": {"train.csv": b"image,caption\na.jpg,a dog\n"},
+    "files": {"a.jpg": b"a picture", "metadata.csv": b"file_name,caption\na.jpg,a dog\n"},
+    "paths": {},
+}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Knows two datasets: ``org/photos`` of parquet files, and ``org/tables``."""
+    """Knows datasets of parquet files (``org/photos``, ``org/paths``), of a table, and of files."""
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
@@ -152,3 +157,14 @@ def test_a_stream_fetches_the_files_of_its_split_alone(hub: str, tmp_path: Path)
     assert neither.endswith("streaming is 'yes', expected true or false")
     assert revision == test
     assert named.startswith("1 0 ['train'] b'traintrain' ")
+
+
+def test_pictures_that_are_files_come_from_the_hub_and_from_nowhere_else(hub: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"mine")
+    stream = io.BytesIO()
+    image = pa.array([{"bytes": None, "path": f"{tmp_path}/secret"}, {"bytes": b"theirs", "path": None}], PICTURE)
+    pq.write_table(pa.table({"image": image, "caption": ["a", "b"]}), stream)
+    DATASETS["paths"] = {"train.parquet": stream.getvalue()}
+    files, paths = opened(tmp_path, hub, False, "hf:org/files", "hf:org/paths")
+    assert files.startswith("1 0 ['a dog'] b'a picture' ")
+    assert paths.startswith("1 1 ['b'] b'theirs' ")

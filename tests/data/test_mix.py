@@ -352,3 +352,14 @@ def test_a_file_that_is_no_mix(desk: Path, text: str, message: str) -> None:
 def test_columns_are_chosen_in_the_parts(desk: Path) -> None:
     write_mix(["photos=1"], "mix.yaml")
     assert "choose them in its parts" in problem("mix.yaml?caption=text")
+
+
+def test_commands_of_a_file_are_not_run(desk: Path) -> None:
+    """Whoever wrote a mix is not who opens it."""
+    command = f"pipe:touch {desk}/ran; cat x.tar"
+    (desk / "mix.yaml").write_text(json.dumps({"mix": [{"data": command, "weight": 1}]}))
+    assert "a command is run only where you name it yourself, and a file names this one" in problem("mix.yaml")
+    with pytest.raises(DataError, match="a command is run only where you name it yourself"):
+        write_mix([f"{command}=1"], "new.yaml")
+    assert not (desk / "ran").exists()
+    assert not (desk / "new.yaml").exists()

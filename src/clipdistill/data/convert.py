@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from clipdistill.data.images import IMAGE_SUFFIXES, fetch
+from clipdistill.data.images import IMAGE_SUFFIXES, fetch, header
 from clipdistill.data.samples import Picture, Sample, Source, TarMember
 from clipdistill.data.sources import pairs
 from clipdistill.data.sources.chinese_clip import IMAGES, SAMPLES, TEXTS
@@ -63,7 +62,8 @@ def convert(
 
     Ids, captions in their order, synthetic captions, labels, groups and the bytes of pictures come back; drawn pixels
     become PNG. An id that a format cannot use as a name is written beside it, as ``clipdistill_id``. Captions that a
-    picture has twice are kept once, as every reader does. Shards, and a folder of parquet files, have ``per_file``
+    picture has twice are kept once, as every reader does. What is no picture is left out: a table of strangers could
+    name any file of this machine. Shards, and a folder of parquet files, have ``per_file``
     samples in each; a destination that ends in ``.parquet`` is one file. Samples are read twice, pictures once; nothing
     is kept in memory but, for Chinese-CLIP, a digest of each distinct text. The destination appears when it is whole.
 
@@ -204,10 +204,11 @@ def _write(source: Source, writer: Writer, skipped: list[tuple[str, str]]) -> in
                 sample = source[number]
                 try:
                     data = None if sample.image is None else _bytes(sample.image)
+                    look = _look(sample.image, data)
                 except DataError as error:
                     skipped.append((sample.id, str(error)))
                 else:
-                    writer.add(Entry(written, sample, data, *_look(sample.image, data)))
+                    writer.add(Entry(written, sample, data, *look))
                     written += 1
                 if number % _STEP == 0 or number + 1 == len(source):
                     advance(number + 1, f"{len(skipped)} cannot be read" if skipped else "")
@@ -232,11 +233,16 @@ def _bytes(picture: Picture) -> bytes:
 
 
 def _look(picture: Picture | None, data: bytes | None) -> tuple[str, tuple[int, int] | None]:
-    """The ending that belongs to a picture's format, and its size; of a damaged one the ending that it has."""
-    with contextlib.suppress(Exception), warnings.catch_warnings():  # Pillow's readers raise anything
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data or b"")) as image:
-            return _ENDINGS[str(image.format)], image.size
+    """The ending that belongs to a picture's format, and its size; of a damaged one the ending that it has.
+
+    Raises :class:`DataError` for what is no picture.
+    """
+    try:
+        found = None if data is None else header(data)
+    except DataError as error:
+        raise DataError(f"{'' if isinstance(picture, bytes) else f'{picture}: '}{error}") from error
+    if found:
+        return _ENDINGS[found[0]], found[1]
     name = picture.name if isinstance(picture, (Path, TarMember)) else ""
     suffix = PurePosixPath(name).suffix.lower()
     return (suffix[1:] if suffix in IMAGE_SUFFIXES else "jpg"), None

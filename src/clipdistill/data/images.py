@@ -53,8 +53,27 @@ def fetch(picture: Picture) -> Picture:
         return picture
     try:
         return picture.read_bytes()
-    except (OSError, DataError) as error:
+    except (OSError, ValueError, DataError) as error:  # ValueError: no file can have such a name
         raise DataError(f"{picture}: {_reason(error)}") from error
+
+
+def header(data: bytes) -> tuple[str, tuple[int, int]] | None:
+    """The format of a picture and its (width, height), as its header tells; None for one whose header is damaged.
+
+    Raises :class:`DataError` for anything else than a picture of a format that is decoded.
+    """
+    try:
+        with _QUIET, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                found, size = str(image.format), image.size
+    except Exception as error:  # Pillow's readers raise anything on damaged files
+        if data.startswith(_MAGIC):
+            return None
+        raise DataError(_reason(error)) from error
+    if found not in _FORMATS:
+        raise DataError(_unknown(found))
+    return found, size
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:
@@ -109,7 +128,7 @@ def _open(data: bytes) -> tuple[Image.Image, bool]:
             raise
         turned = image.format in _JPEG and _orientation(image) >= 5
     if image.format not in _FORMATS:
-        raise DataError(f"{image.format} files are not read; convert it to PNG or JPEG")
+        raise DataError(_unknown(str(image.format)))
     if image.width * image.height > MAX_PIXELS:
         raise DataError(_too_large(image.width * image.height))
     return image, turned
@@ -126,6 +145,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _unknown(kind: str) -> str:
+    return f"{kind} files are not read; convert it to PNG or JPEG"
 
 
 def _too_large(pixels: int) -> str:

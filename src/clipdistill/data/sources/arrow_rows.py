@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
@@ -51,6 +52,26 @@ class ArrowPicture:
         return f"{self.uri}: row {self.row}"
 
 
+@dataclass(frozen=True)
+class Files:
+    """Which files the paths of pictures mean: those from ``folder`` on, or what lies where it was ``fetched`` to.
+
+    Rows that came from elsewhere could name any file of this machine.
+    """
+
+    folder: Path | None = None
+    fetched: tuple[Path, ...] = ()
+
+    def find(self, path: str | None) -> Path | None:
+        """The file that a path means, None for one that is nobody's to name."""
+        if path is None:
+            return None
+        if self.folder is not None:
+            return self.folder / path
+        found = Path(os.path.normpath(path))
+        return found if any(found.is_relative_to(root) for root in self.fetched) else None
+
+
 @dataclass
 class ArrowRows:
     """The rows that have a picture, in their order; all of them where pictures are left aside.
@@ -58,7 +79,7 @@ class ArrowRows:
     ``rows`` is a :class:`datasets.Dataset` of the chosen columns alone, which gives Arrow tables; ``splits`` is how
     many of them each split has, in their order, and empty where there is only one; ``kept`` are the numbers of the
     rows, ``int64 [N]``; ``form`` is how pictures are held, None where only their sizes are told; ``names`` is what
-    the numbers of a column of labels mean, ``folder`` where paths of pictures begin. Captions too stay in the files
+    the numbers of a column of labels mean, ``files`` what paths of pictures mean. Captions too stay in the files
     until they are asked for.
     """
 
@@ -70,7 +91,7 @@ class ArrowRows:
     kept: NDArray[np.int64]
     form: str | None
     names: Mapping[str, list[str]]
-    folder: Path
+    files: Files
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -108,8 +129,7 @@ class ArrowRows:
             return None
         value = table.column(column)[0]
         if self.form == "path" or (self.form == "struct" and not value["bytes"].is_valid):
-            path: str = (value if self.form == "path" else value["path"]).as_py()
-            return self.folder / path
+            return self.files.find((value if self.form == "path" else value["path"]).as_py())
         return ArrowPicture(self.uri, self.rows, column, self.form, row)
 
     def _one(self, told: Mapping[str, Any], column: str | None) -> str | None:
@@ -136,7 +156,8 @@ class ArrowRows:
     def _sizes(self, block: Any) -> Iterator[Any]:
         """The size in bytes of each picture; of one that is a file its path as well."""
         for length, path in _sizes_and_paths(block, self.columns.image, self.form):
-            yield length if length is not None or path is None else [path, picture_size(self.folder / path)]
+            file = self.files.find(path) if length is None else None
+            yield length if file is None else [path, picture_size(file)]
 
 
 def open_rows(
@@ -145,18 +166,18 @@ def open_rows(
     columns: Columns,
     name: str | None,
     uri: str,
-    folder: Path | None,
+    files: Files,
     schema: Any = None,
 ) -> ArrowRows:
     """Make a source of a :class:`datasets.Dataset`; ``name`` is the column of ids, without any they are row numbers.
 
     ``splits`` is how many rows each split has, where there are several: ids then begin with the split's name. Paths of
-    pictures begin at ``folder``; without one, a column of paths is not taken for pictures. ``schema`` is that of the
-    files where ``dataset`` has the sizes of pictures in their place. Raises :class:`DataError` for columns that are
-    not there or hold something else, ids that repeat, and no rows.
+    pictures mean ``files``; without their folder, a column of paths is not taken for pictures. ``schema`` is that of
+    the files where ``dataset`` has the sizes of pictures in their place. Raises :class:`DataError` for columns that
+    are not there or hold something else, ids that repeat, and no rows.
     """
     schema = dataset.data.schema if schema is None else schema
-    chosen = choose_columns(schema, columns, uri, folder is not None)
+    chosen = choose_columns(schema, columns, uri, files.folder is not None)
     if name is None and OWN_ID in schema.names:
         name = OWN_ID
     if name is not None:
@@ -164,14 +185,14 @@ def open_rows(
     wanted = [*astuple(chosen), name]
     rows = dataset.with_format("arrow").select_columns([one for one in dataset.column_names if one in wanted])
     form = picture_form(dataset.data.schema.field(chosen.image).type) if chosen.image else None
-    kept = _with_picture(rows, chosen.image, form)
+    kept = _with_picture(rows, chosen.image, form, files)
     if not len(kept):
         raise DataError(f"{uri}: none of the {rows.num_rows:,} rows has a picture")
     if lost := rows.num_rows - len(kept):
         console.print(f"{uri}: {lost:,} of {rows.num_rows:,} rows have no picture and are left out", markup=False)
     if name is not None:
         _check_ids(rows, name, kept, uri)
-    return ArrowRows(uri, rows, splits, chosen, name, kept, form, _label_names(dataset), folder or Path())
+    return ArrowRows(uri, rows, splits, chosen, name, kept, form, _label_names(dataset), files)
 
 
 def _label_names(dataset: Any) -> dict[str, list[str]]:
@@ -180,12 +201,12 @@ def _label_names(dataset: Any) -> dict[str, list[str]]:
     return {name: list(feature.names) for name, feature in features if isinstance(feature, datasets.ClassLabel)}
 
 
-def _with_picture(rows: Any, column: str | None, form: str | None) -> NDArray[np.int64]:
+def _with_picture(rows: Any, column: str | None, form: str | None, files: Files) -> NDArray[np.int64]:
     """The numbers of the rows whose picture is there; nothing of the pictures is read."""
     if column is None:
         return np.arange(rows.num_rows)
     given = (
-        length is not None or path is not None
+        length is not None or files.find(path) is not None
         for start in range(0, rows.num_rows, _BLOCK)
         for length, path in _sizes_and_paths(rows.data.slice(start, _BLOCK), column, form)
     )

@@ -23,7 +23,7 @@ from urllib.parse import quote
 from clipdistill.data.images import IMAGE_SUFFIXES
 from clipdistill.data.remote import is_remote
 from clipdistill.data.sources.arrow_columns import image_column, is_encoded
-from clipdistill.data.sources.arrow_rows import ArrowRows, open_rows
+from clipdistill.data.sources.arrow_rows import ArrowRows, Files, open_rows
 from clipdistill.data.sources.folder import METADATA
 from clipdistill.data.sources.shard_names import expand
 from clipdistill.data.sources.splits import choose_splits
@@ -52,7 +52,7 @@ def open_hub(name: str, columns: Columns, choices: Mapping[str, str], uri: str) 
     Raises :class:`DataError` for a name or a split that is not there, and for no network.
     """
     found = _on_hub(name, choices, uri, lambda builder: _prepared(builder, choices, uri))
-    return open_rows(*found, columns, choices.get("id"), uri, None)
+    return open_rows(*found, columns, choices.get("id"), uri, Files(fetched=_fetched_to(name)))
 
 
 def hub_files(name: str, choices: Mapping[str, str], uri: str) -> dict[str, list[str]]:
@@ -101,6 +101,14 @@ def _on_hub(name: str, choices: Mapping[str, str], uri: str, prepare: Callable[[
     return _attempt(attempt, uri, advice)
 
 
+def _fetched_to(name: str) -> tuple[Path, ...]:
+    """Where the library puts the files of ``hf:org/name``: its own copy of the repository, and unpacked archives."""
+    copies = need("huggingface_hub.constants", "data").HF_HUB_CACHE
+    copy = need("huggingface_hub.file_download", "data").repo_folder_name
+    unpacked = need("datasets", "data").config.DOWNLOADED_DATASETS_PATH
+    return Path(copies, copy(repo_id=name.removeprefix("hf:"), repo_type="dataset")), Path(unpacked)
+
+
 def find_dataset(name: str, columns: Columns) -> list[Path] | None:
     """Return the folder or the parquet files that ``name`` means, or None if it means something else.
 
@@ -138,7 +146,7 @@ def open_dataset(paths: Sequence[Path], columns: Columns, choices: Mapping[str, 
 
     found = _attempt(prepare, uri, " Write or download it again.")
     folder = first if first.is_dir() else first.parent
-    return open_rows(*found, columns, choices.get("id"), uri, folder)
+    return open_rows(*found, columns, choices.get("id"), uri, Files(folder))
 
 
 def _offline() -> bool:

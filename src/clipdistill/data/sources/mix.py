@@ -29,6 +29,7 @@ from urllib.parse import quote, unquote_plus
 import numpy as np
 import yaml
 
+from clipdistill.data.remote import no_commands
 from clipdistill.data.samples import Sample, Source, gives, key64
 from clipdistill.data.sources.listed import Kept
 from clipdistill.data.sources.tables import read_text
@@ -121,9 +122,9 @@ def open_mix(path: Path, open_part: Callable[[str], Source], uri: str) -> Mixed:
 def open_parts(told: Sequence[Part], folder: Path, open_part: Callable[[str], Source], uri: str) -> Mixed:
     """Open parts, written as a file of ``folder`` writes them, each by ``open_part``.
 
-    Ids stay those of the parts; if some come in two of them, all begin with the number of their part. Raises
-    :class:`DataError` for a part that comes twice, cannot be opened, or is a mix itself, and for parts of which
-    some lack pictures or captions.
+    Ids stay those of the parts; if some come in two of them, all begin with the number of their part. No command is
+    run (``pipe:``): the file may be somebody else's. Raises :class:`DataError` for a part that comes twice, cannot be
+    opened, or is a mix itself, and for parts of which some lack pictures or captions.
     """
     names = [part.data for part in told]
     if not names:
@@ -195,7 +196,8 @@ def _part(entry: Any, where: str) -> Part:
 
 def _open(data: str, folder: Path, open_part: Callable[[str], Source], where: str) -> Source:
     try:
-        source = open_part(in_folder(data, folder))
+        with no_commands():
+            source = open_part(in_folder(data, folder))
     except DataError as error:
         raise DataError(f"{where} ({data}): {error}") from error
     if isinstance(source, Mixed):

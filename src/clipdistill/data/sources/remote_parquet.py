@@ -26,7 +26,7 @@ import numpy as np
 
 from clipdistill.data.remote import Remote, is_remote, look_up, warn_if_small
 from clipdistill.data.samples import Sample
-from clipdistill.data.sources.arrow_rows import ArrowRows, open_rows
+from clipdistill.data.sources.arrow_rows import ArrowRows, Files, open_rows
 from clipdistill.data.sources.parquet_index import Indexed, index_files, open_file, read_group, readable
 from clipdistill.data.sources.shard_names import expand
 from clipdistill.data.sources.tables import Columns
@@ -184,7 +184,7 @@ def open_parquet(urls: Mapping[str, Sequence[str]], columns: Columns, name: str 
     if name in schema.names and name not in words.column_names:
         kind = schema.field(name).type
         raise DataError(f"{uri}: the column '{name}' chosen by id= holds {kind}, expected a name or a number")
-    rows = open_rows(words, _split_sizes(urls, found), columns, name, uri, None, schema)
+    rows = open_rows(words, _split_sizes(urls, found), columns, name, uri, Files(), schema)
     source = RemoteRows(uri, rows, [(file.path, file.words.num_rows) for file in found])
     if source.blocks:
         warn_if_small([file.path for file in found])
