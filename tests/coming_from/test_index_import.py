@@ -99,6 +99,10 @@ def test_addresses_are_kept_where_there_are_no_files(model: Path, rows: np.ndarr
     row = index.rows(["k4"], ["location", "hash", "thumbnail", "width"]).to_pylist()[0]
     assert row == {"id": "k4", "location": "https://x/4.jpg", "hash": "", "thumbnail": b"", "width": 0}
     assert index.thumbnail("k4") is None
+    keys = [f"{place:09d}" for place in range(COUNT)]  # as clip-retrieval writes what lay in shards
+    folder = write_folder(tmp_path / "shards", rows, [range(COUNT)], image_path=keys, url=urls)
+    index = import_index(folder, model, tmp_path / "y.index", unchecked=True)
+    assert index.rows([keys[4]], ["location"])["location"].to_pylist() == ["https://x/4.jpg"]
 
 
 def test_with_the_data_ids_and_captions_come_from_there_and_a_sync_goes_on(

@@ -83,6 +83,13 @@ def test_a_jpeg_is_decoded_small_but_never_below_what_is_wanted() -> None:
     assert decode(saved(gradient(800, 600), "PNG"), want=(100, 100)).size == (800, 600)
 
 
+def again(progressive: bytes, times: int) -> bytes:
+    """A progressive JPEG with its last scan repeated: each takes as long as the whole picture."""
+    start, end = progressive.rindex(b"\xff\xda"), progressive.rindex(b"\xff\xd9")
+    return progressive[:end] + progressive[start:end] * times + progressive[end:]
+
+
+PROGRESSIVE = saved(gradient(200, 200), "JPEG", progressive=True)
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
     "text": (b"this is a text file, not a picture", "not a picture: it is none of AVIF, BMP, GIF, JPEG"),
@@ -93,6 +100,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "100 megapixels": (huge_png(10000, 10000), r"100\.0 megapixels, the limit is 64"),
     "64.1 megapixels": (huge_png(8010, 8010), r"64\.2 megapixels, the limit is 64"),
     "10 gigapixels": (huge_png(100000, 100000), r"10000\.0 megapixels, the limit is 64"),
+    "a thousand scans": (again(PROGRESSIVE, 1000), "more than 100 scans"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "EPS files are not read"),
 }
 
@@ -107,6 +115,15 @@ def test_every_bad_picture_has_one_plain_reason(name: str, as_file: bool, tmp_pa
         decode(path if as_file else data)
     assert str(caught.value).startswith(f"{path}: ") == as_file
     assert "\n" not in str(caught.value)
+
+
+def test_what_only_looks_like_scans_is_none() -> None:
+    scan = b"\xff\xda\x00\x08"
+    whole = saved(gradient(200, 200), "JPEG", progressive=True, comment=scan * 200)
+    assert whole.count(b"\xff\xda") > 200
+    for data in (whole, PROGRESSIVE + scan * 500):  # a film stands after the end of some photos
+        assert np.array_equal(np.asarray(decode(data)), np.asarray(decode(PROGRESSIVE)))
+    assert decode(again(PROGRESSIVE, 20)).size == (200, 200)
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_the_known_curve_is_found_whatever_the_share_of_pairs(prior: float) -> N
     assert found.brier == pytest.approx(brier, rel=0.05)
 
 
+@pytest.mark.parametrize("count", [100, 20_000])
+def test_the_best_of_many_that_do_not_match_is_likely_none(count: int) -> None:
+    found = calibrate(*drawn(4_000, 60_000))
+    best = RNG.normal(UNMATCHED, SPREAD, (100, count)).max(axis=1)
+    assert found.probability(best).mean() > 0.5, "the curve of pairs drawn at random"
+    assert found.of_best(count).probability(best).mean() < 0.5
+    assert found.of_best(count).probability(1.0) > 0.99
+
+
 def test_another_prior_is_a_shift() -> None:
     found, rare = calibrate(*drawn(4_000, 60_000)), calibrate(*drawn(4_000, 60_000), 0.01)
     scores = np.linspace(0.2, 0.45, 6)

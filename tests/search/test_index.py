@@ -7,7 +7,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,8 +23,10 @@ from clipdistill.search.filters import Filter
 from clipdistill.search.index import Index
 from clipdistill.search.lance import LanceTable
 from clipdistill.search.manifest import Manifest
+from clipdistill.search.origin import location_of
 from clipdistill.search.runtime import Runtime
 from clipdistill.search.sync import sync
+from clipdistill.serve.search_api import web_location
 
 COLOURS = ["red", "green", "blue"]
 
@@ -262,6 +264,18 @@ def test_a_damaged_manifest_is_named(desk: Path, tmp_path: Path) -> None:
     with pytest.raises(SearchError, match=r"cannot be read or written.*99"):
         Index.open(tmp_path / "x.index")
     assert Manifest.read(desk / "photos.index").to_json() == (desk / "photos.index" / "index.json").read_text()
+
+
+def test_addresses_that_are_told_hold_no_secrets() -> None:
+    class Member:
+        def __str__(self) -> str:
+            return "https://me:word@host/x.tar?X-Amz-Signature=5ec&part=1: a.jpg at byte 512"
+
+    told = location_of(cast(Any, Member()), Path())
+    assert told == "https://***@host/x.tar?X-Amz-Signature=***&part=1: a.jpg at byte 512"
+    assert web_location(told) is None, "a part of a file has no address"
+    assert web_location("https://host/x.jpg") == "https://host/x.jpg"
+    assert web_location("photos/x.jpg") is None
 
 
 def test_paths_of_a_source_count_from_where_it_was_named(tmp_path: Path) -> None:

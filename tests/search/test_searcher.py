@@ -217,7 +217,7 @@ def test_an_index_that_was_never_calibrated_has_the_models_own_curve(
 ) -> None:
     monkeypatch.setitem(runtime.__dict__, "calibration", CURVE)
     searcher = Searcher(Index.open(folder), runtime)
-    assert searcher.curve("text").fitted == CURVE
+    assert searcher.curve("text").fitted == CURVE.of_best(searcher.index.count)
     assert searcher.curve("text").told == "probabilities are those of the model on other pictures"
     assert searcher.curve("image").fitted is None
 

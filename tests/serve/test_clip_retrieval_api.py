@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,8 +15,9 @@ import pytest
 import requests
 from PIL import Image
 
-from clipdistill.search.query import Options, Query
+from clipdistill.search.query import Answer, Options, Query
 from clipdistill.search.searcher import Searcher
+from clipdistill.serve import clip_retrieval_api
 
 
 def ask(client: httpx.Client, **given: Any) -> requests.Response:
@@ -77,6 +79,26 @@ def test_its_page_asks_for_thousands_and_then_for_more_of_them(client: httpx.Cli
     assert client.get("/indices-list").json() == ["photos", "more"]
 
 
+def test_hits_and_what_is_known_of_them_are_of_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index is published while it is searched."""
+    versions, searched = iter([1, 2, 2]), []
+    index = property(lambda _: SimpleNamespace(version=next(versions)))
+
+    def search(self: Any, *_: Any, **__: Any) -> Any:
+        searched.append(self)
+        return Answer((), 0.1, 2)
+
+    searcher = type("Published", (), {"index": index, "search": search})()
+    house: Any = SimpleNamespace(
+        searcher=lambda _: ("photos", searcher), settings=SimpleNamespace(fetch=()), towers=None
+    )
+    told: list[int] = []
+    monkeypatch.setattr(clip_retrieval_api, "_hits", lambda index, *_: told.append(index.version))
+    clip_retrieval_api._knn(house, clip_retrieval_api.KnnRequest(text="a boat"))
+    assert told == [2]
+    assert len(searched) == 2
+
+
 @pytest.mark.parametrize(
     ("given", "word"),
     [
@@ -87,6 +109,7 @@ def test_its_page_asks_for_thousands_and_then_for_more_of_them(client: httpx.Cli
         ({"image": "no base64!"}, "base64"),
         ({"embedding_input": [0.5]}, "shape"),
         ({"embedding_input": [float("nan")]}, "finite"),
+        ({"embedding_input": [0.5] * 16_385}, "at most 16384"),
         ({"text": "x", "num_images": 0}, "greater"),
         ({"text": "x", "indice_name": "laion5B"}, "Known: more, photos"),
     ],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import shutil
+import socket
 import struct
 import sys
 import threading
@@ -23,6 +25,7 @@ from clipdistill.errors import ConfigError
 from clipdistill.files import write_text
 from clipdistill.search.index import Index
 from clipdistill.search.searcher import Searcher
+from clipdistill.serve import keys as key_files
 from clipdistill.serve.buckets import Buckets
 from clipdistill.serve.failures import RefusedError, log
 from clipdistill.serve.keys import Keys, new_key
@@ -69,9 +72,29 @@ def test_a_key_can_be_added_and_taken_back(serve: Serve, tmp_path: Path) -> None
     without_first(file)
     wait_for(lambda: status(client, first) == 401)
     assert status(client, second) == 200
-    write_text(file, "nonsense")  # what was known stays known
-    client.get("/health")
-    assert status(client, second) == 200
+    third = new_key(file, "third")
+    wait_for(lambda: status(client, third) == 200)
+    whole = file.read_text()
+    kept = "".join(line for line in whole.splitlines(True) if line.startswith("third "))
+    file.write_text(f"nonsense\n  # a comment\n{kept}")
+    wait_for(lambda: status(client, second) == 401)
+    assert status(client, third) == 200
+    file.write_text("")
+    wait_for(lambda: status(client, third) == 401)
+
+
+def test_a_file_that_an_editor_has_emptied_is_read_once_it_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key(tmp_path / "keys", "one")
+    keys, text = Keys(tmp_path / "keys"), (tmp_path / "keys").read_text()
+    monkeypatch.setattr(key_files, "_SETTLING", 1.0)
+    (tmp_path / "keys").write_text("")
+    filling = threading.Timer(0.1, lambda: (tmp_path / "keys").write_text(f"# as before\n{text}"))
+    filling.start()
+    keys.refresh()
+    filling.join()
+    assert keys.name_of(key) == "one"
 
 
 def test_a_key_is_taken_back_although_an_index_is_broken(gallery: Path, tmp_path: Path) -> None:
@@ -113,6 +136,11 @@ def test_the_file_of_keys_holds_none(tmp_path: Path) -> None:
     file.write_text("# a comment\n\na 00 11\n")
     with pytest.raises(ConfigError, match="keys:3"):
         Keys(file)
+    file.write_text("# nobody\n")
+    with pytest.raises(ConfigError, match="holds no key"):
+        Keys(file)
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode().strip())  # as some editors save it
+    assert Keys(file).name_of(keys[0]) == "a"
 
 
 def test_only_its_own_names_are_answered_on_loopback(serve: Serve) -> None:
@@ -139,7 +167,7 @@ def test_pages_elsewhere_may_ask_only_if_they_are_named(serve: Serve) -> None:
     answer = closed.post("/api/search", json=QUESTION, headers={"Origin": "https://photos.example"})
     assert "access-control-allow-origin" not in answer.headers
     open_one = serve(origins=("https://photos.example",))
-    asked["Access-Control-Request-Headers"] = "authorization,content-type"
+    asked["Access-Control-Request-Headers"] = "authorization,content-type,x-stainless-lang"  # as OpenAI's client does
     answer = open_one.options("/api/search", headers=asked)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://photos.example"
@@ -147,6 +175,21 @@ def test_pages_elsewhere_may_ask_only_if_they_are_named(serve: Serve) -> None:
     assert answer.headers["access-control-allow-origin"] == "https://photos.example"
     other = open_one.get("/api/indexes", headers={"Origin": "https://other.example"})
     assert "access-control-allow-origin" not in other.headers
+
+
+def test_who_reads_no_answer_keeps_nobody_out(serve: Serve) -> None:
+    client = serve(room=1)
+    with socket.socket() as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        silent.connect(("127.0.0.1", client.base_url.port))
+        silent.setblocking(False)
+        asked = b"GET /page/app.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 400
+        with contextlib.suppress(BlockingIOError):
+            while asked:
+                asked = asked[silent.send(asked) :]
+        time.sleep(0.3)
+        for _ in range(5):
+            assert client.post("/api/search", json=QUESTION).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/api/indexes", "/no/such", "/page/../app.py", "/health", "/page/app.js"])

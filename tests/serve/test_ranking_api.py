@@ -70,6 +70,7 @@ def test_a_model_with_a_bias_tells_each_label_by_itself() -> None:
         ("/classify", {"input": ["x"], "labels": ["a"] * 1000, "templates": ["{}"] * 100}, "labels times templates"),
         ("/classify", {"input": ["x"], "labels": ["a" * 20], "templates": ["{}" * 1000]}, "more than 20000 characters"),
         ("/classify", {"input": ["x"] * 101, "labels": ["a"] * 1000}, "inputs times labels"),
+        ("/classify", {"input": ["x"] * 100, "labels": ["a" * 19_000] * 6}, "times the characters of labels"),
     ],
 )
 def test_a_wrong_request_is_told_why(client: httpx.Client, path: str, body: dict[str, Any], word: str) -> None:

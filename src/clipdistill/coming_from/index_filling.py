@@ -118,7 +118,7 @@ class Filling:
 
     def _told(self, sample: Sample, said: Said) -> Said:
         place = location_of(sample.image, self.root) if self.source else str(sample.image or "")
-        place = clean(place or said.place)
+        place = clean(place or said.url or said.place)  # where the picture is not here, its address says more
         tags = tuple(tags_of(sample)) or tuple(map(clean, said.tags))
         return replace(said, place=place, caption=caption_of(sample) or clean(said.caption), tags=tags)
 

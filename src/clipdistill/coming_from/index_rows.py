@@ -32,7 +32,10 @@ CAPTIONS = ("caption", "text", "title")
 
 @dataclass(frozen=True)
 class Said:
-    """What the files say of a picture; ``place`` is a path or an address, "" where they do not."""
+    """What the files say of a picture; ``place`` is a path or an address, "" where they do not.
+
+    ``url`` is the address where ``place`` is something else, as clip-retrieval writes the key in a shard.
+    """
 
     place: str = ""
     caption: str = ""
@@ -40,6 +43,7 @@ class Said:
     hash: str = ""
     width: int = 0
     height: int = 0
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,13 +212,16 @@ def _joined(
 
 def _said(row: Mapping[str, Any]) -> Said:
     place, caption = (next((row[one] for one in names if row.get(one)), "") for names in (PLACES, CAPTIONS))
-    tags, sizes = row.get("tags"), [row.get(name) for name in ("width", "height")]
+    tags = row.get("tags")
+    width, height = (size if isinstance(size := row.get(name), int) else 0 for name in ("width", "height"))
     return Said(
         str(place),
         as_caption(caption),
         tuple(map(str, tags)) if isinstance(tags, list) else (),
         str(row.get("hash") or ""),
-        *(size if isinstance(size, int) else 0 for size in sizes),
+        width,
+        height,
+        str(row.get("url") or ""),
     )
 
 

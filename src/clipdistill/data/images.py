@@ -17,6 +17,8 @@ from clipdistill.errors import DataError
 
 #: A picture with more pixels is refused before it is decoded.
 MAX_PIXELS = 64_000_000
+#: A JPEG with more scans is refused: each takes as long as the whole picture, and a few bytes are one. Files have ten.
+MAX_SCANS = 100
 #: Files a folder is searched for.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"})
 
@@ -25,6 +27,8 @@ _FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"
 _JPEG = frozenset({"JPEG", "MPO"})
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112
+# What ends the data of a scan: a marker that is neither a stuffed byte, nor a restart, nor filling.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _QUIET = threading.Lock()  # warnings.catch_warnings changes the whole process
 
 
@@ -131,7 +135,22 @@ def _open(data: bytes) -> tuple[Image.Image, bool]:
         raise DataError(_unknown(str(image.format)))
     if image.width * image.height > MAX_PIXELS:
         raise DataError(_too_large(image.width * image.height))
+    if image.format in _JPEG and _scans(data) > MAX_SCANS:
+        raise DataError(f"a JPEG of more than {MAX_SCANS} scans, which no camera or program writes; save it again")
     return image, turned
+
+
+def _scans(data: bytes) -> int:
+    """Count the scans of a JPEG, those of the first picture in the file, up to one more than the limit."""
+    count = at = 0
+    while count <= MAX_SCANS and (found := _MARKER.search(data, at)):
+        marker, at = data[found.start() + 1], found.end()
+        if marker == 0xD9 or at + 2 > len(data):  # the end
+            break
+        count += marker == 0xDA
+        if marker not in (0xD8, 0x01):  # all others have a length, of what may look like markers
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return count
 
 
 def _orientation(image: Image.Image) -> int:

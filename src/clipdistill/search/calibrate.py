@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,14 @@ class Calibration:
         """Return the probability of a match for cosines of any shape, where ``prior`` of all pairs match."""
         shift = _logit(self.prior if prior is None else prior) - _logit(self.prior)
         return _sigmoid(self.slope * np.asarray(scores, np.float64) + self.offset + shift)
+
+    def of_best(self, count: int) -> Calibration:
+        """The curve for the best of ``count`` pictures of which one matches, fitted on pairs drawn at random.
+
+        The best is not drawn at random: among many, one that does not match comes near as well.
+        """
+        prior = 1 / max(2, count)
+        return replace(self, offset=self.offset + _logit(prior) - _logit(self.prior), prior=prior)
 
     def threshold(self, min_precision: float, prior: float | None = None) -> float:
         """Return the cosine from which on every pair matches with a probability of ``min_precision`` or more.

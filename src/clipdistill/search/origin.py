@@ -9,6 +9,7 @@ import numpy as np
 
 from clipdistill.data.remote import no_commands
 from clipdistill.data.samples import Picture, Sample, Source, gives
+from clipdistill.data.secrets import without_secrets
 from clipdistill.data.sources import pairs
 from clipdistill.data.sources.anchoring import anchored
 from clipdistill.errors import SearchError
@@ -33,12 +34,15 @@ def pictures_of(uri: str) -> Source:
 
 
 def location_of(picture: Picture | None, root: Path) -> str:
-    """Say where a picture is, from ``root`` on if it is below; empty for one that is in no file."""
+    """Say where a picture is, from ``root`` on if it is below; empty for one that is in no file.
+
+    Whoever searches the index sees it: passwords and signatures of addresses are left out.
+    """
     if picture is None or isinstance(picture, (bytes, np.ndarray)):
         return ""
     text, above = str(picture), str(root).rstrip(os.sep) + os.sep
     text = text.removeprefix(above)
-    return clean(Path(text).as_posix() if isinstance(picture, Path) else text)
+    return clean(Path(text).as_posix() if isinstance(picture, Path) else without_secrets(text))
 
 
 def caption_of(sample: Sample) -> str:

@@ -51,9 +51,10 @@ MIXED = Curve(None, None, _MIXED)
 
 def curves_of(manifest: Manifest, runtime: Runtime) -> dict[Kind, Curve]:
     """Return the curve of each kind of query, for queries that ``runtime`` embeds."""
-    text, image = (_curve(manifest.calibration.get(kind, {}), runtime) for kind in ("text", "image"))
+    text, image = (_curve(manifest.calibration.get(kind, {}), runtime, manifest.count) for kind in ("text", "image"))
     own = runtime.calibration if runtime.fingerprint == manifest.model.fingerprint else None
     if not manifest.calibration and own:
+        own = own.of_best(manifest.count)
         text = Curve(own, own, _TOLD[MODEL])
     return {"text": text, "image": image}
 
@@ -83,7 +84,7 @@ def nothing_matches(hits: list[Hit], kept: list[Hit], min_precision: float | Non
     return None
 
 
-def _curve(entry: Mapping[str, Any], runtime: Runtime) -> Curve:
+def _curve(entry: Mapping[str, Any], runtime: Runtime, count: int) -> Curve:
     if not entry:
         return Curve(None, None, _NEVER)
     if entry["model"] != runtime.fingerprint:
@@ -92,4 +93,6 @@ def _curve(entry: Mapping[str, Any], runtime: Runtime) -> Curve:
         return Curve(None, None, str(entry["reason"]))
     reason = f", as {entry['reason']}" if entry.get("reason") else ""
     best, rest = (Calibration.from_dict(entry.get(part, entry)) for part in ("best", "rest"))
+    if entry["from"] == MODEL:
+        best, rest = best.of_best(count), rest.of_best(count)
     return Curve(best, rest, _TOLD[entry["from"]] + reason)

@@ -21,6 +21,8 @@ from clipdistill.serve.schemas import MOST_HITS, TEXT_LENGTH, Name
 from clipdistill.serve.search_api import web_location
 from clipdistill.serve.work import Work
 
+#: No model's rows are wider.
+WIDEST = 16_384
 _COLUMNS = ("location", "caption", "tags", "width", "height", "thumbnail")
 
 
@@ -35,7 +37,7 @@ class KnnRequest(Lenient):
     text: Annotated[str, Field(max_length=TEXT_LENGTH)] | None = None
     image: str | None = None
     image_url: str | None = None
-    embedding_input: list[float] | None = None
+    embedding_input: Annotated[list[float], Field(max_length=WIDEST)] | None = None
     modality: Literal["image", "text"] = "image"
     num_images: Annotated[int, Field(ge=1)] = 100
     num_result_ids: Annotated[int, Field(ge=1)] | None = None
@@ -109,10 +111,14 @@ def _knn(house: House, asked: KnnRequest) -> list[dict[str, Any]]:
         raise RefusedError(
             400, "there is no mclip model here, only those of the indexes; leave use_mclip out", "use_mclip"
         )
-    name, searcher = house.searcher(asked.indice_name)
+    _, searcher = house.searcher(asked.indice_name)
     options = Options(k=min(asked.num_result_ids or asked.num_images, MOST_HITS), distinct=asked.deduplicate)
-    answer = searcher.search(_query(asked, house.settings.fetch), options, through=house.towers)
-    return _hits(house.searchers[name].index, answer, asked.num_images)
+    query = _query(asked, house.settings.fetch)
+    while True:
+        index = searcher.index
+        answer = searcher.search(query, options, through=house.towers)
+        if answer.version == index.version:  # else another was published: hits and what is known of them are of one
+            return _hits(index, answer, asked.num_images)
 
 
 def _query(asked: KnnRequest, hosts: Sequence[str]) -> Query:

@@ -27,6 +27,7 @@ def fetch(url: str, allowed: Sequence[str]) -> bytes:
     Raises :class:`DataError` for everything that is not fetched, and for what cannot be.
     """
     parts, name, port = _checked(url, allowed)
+    until = time.monotonic() + SECONDS
     address = _address(name, port)
     bare = f"[{address}]" if ":" in address else address
     target = f"{parts.scheme}://{bare}:{port}{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
@@ -37,7 +38,7 @@ def fetch(url: str, allowed: Sequence[str]) -> bytes:
             httpx.Client(trust_env=False, follow_redirects=False, timeout=SECONDS) as client,
             client.stream("GET", target, headers=headers, extensions={"sni_hostname": name}) as answer,
         ):
-            return _read(answer, url, time.monotonic() + SECONDS)
+            return _read(answer, url, until)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise DataError(f"{url} cannot be fetched: {type(error).__name__}") from error
 

@@ -88,8 +88,14 @@ class Guard:
 
     @contextmanager
     def _room(self, path: str) -> Iterator[None]:
-        """Take a request in: bodies that are being read take memory, however slowly they come."""
-        if self._inside >= self._settings.room and not _is_free(path):
+        """Take a request in: bodies that are being read take memory, however slowly they come.
+
+        What is free takes no room either: whoever has no key could fill it, and would keep out those who have one.
+        """
+        if _is_free(path):
+            yield
+            return
+        if self._inside >= self._settings.room:
             raise RefusedError(429, f"the server is busy with {self._inside} requests; try again soon", retry_after=1)
         self._inside += 1
         try:

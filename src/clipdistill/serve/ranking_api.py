@@ -20,6 +20,8 @@ from clipdistill.serve.towers import Towers
 from clipdistill.serve.work import Work
 
 _MOST_LABELS, _MOST_TEMPLATES, _MOST_ANSWERS = 1000, 100, 100_000
+#: The answer repeats every label for every input: so many characters of them at most.
+_MOST_ANSWERED = 10_000_000
 #: Stands for the label in a template.
 _SLOT = "{}"
 
@@ -144,6 +146,8 @@ def _classify(house: House, request: ClassifyRequest) -> ClassifyResponse:
     items = [_as_item(one) for one in request.input]
     if len(items) * len(request.labels) > _MOST_ANSWERS:
         raise RefusedError(400, f"inputs times labels are more than {_MOST_ANSWERS}", "input")
+    if len(items) * sum(map(len, request.labels)) > _MOST_ANSWERED:
+        raise RefusedError(400, f"inputs times the characters of labels are more than {_MOST_ANSWERED}", "labels")
     labels = _label_rows(request, towers)
     scores = probabilities(towers, embed_items(items, towers, house.settings.fetch, "input") @ labels.T)
     data = []

@@ -128,8 +128,9 @@ def thumbnail_path(index: str, name: str, version: int) -> str:
 
 
 def web_location(location: str) -> str | None:
-    """Where a picture is, if it is on the web: other places are the server's own."""
-    return location if location.startswith(("http://", "https://")) else None
+    """Where a picture is, if it is on the web: other places are the server's own, and part of a file has no address."""
+    web = location.startswith(("http://", "https://"))
+    return location if web and not any(map(str.isspace, location)) else None
 
 
 def _response(name: str, answer: Answer) -> SearchResponse:

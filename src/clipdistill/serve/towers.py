@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,14 +39,15 @@ class Towers:
             raise RefusedError(400, f"the model {self.runtime.folder.name} embeds pictures alone, no texts")
         return self._texts.rows(captions) if captions else self._none()
 
-    def images(self, pictures: Sequence[Picture]) -> Rows:
+    def images(self, pictures: Iterable[Picture]) -> Rows:
         """Embed pictures: ``float32 [N, D]``; raises :class:`RefusedError` for a model without an image tower.
 
-        Raises :class:`DataError` for what is no picture.
+        Each is decoded before the next one is asked for. Raises :class:`DataError` for what is no picture.
         """
         if "I" not in self.runtime.sides:
             raise RefusedError(400, f"the model {self.runtime.folder.name} embeds texts alone, no pictures")
-        return self._images.rows([self._prepare(picture) for picture in pictures]) if pictures else self._none()
+        prepared = [self._prepare(picture) for picture in pictures]
+        return self._images.rows(prepared) if prepared else self._none()
 
     def warm(self) -> None:
         """Load the graphs, so that the first request need not wait for it."""
@@ -61,9 +62,12 @@ class Towers:
         self._images.close()
 
     def _prepare(self, picture: Picture) -> Mapping[str, NDArray[Any]]:
-        with _DECODING:
-            seconds_left("decode everything")  # its turn may have come late
+        if not _DECODING.acquire(timeout=seconds_left("decode everything")):
+            raise RefusedError(504, "there was not enough time to decode everything", retry_after=1)
+        try:
             return read_pixels(self.runtime.transform, [picture])
+        finally:
+            _DECODING.release()
 
     def _embed_pixels(self, prepared: Sequence[Mapping[str, NDArray[Any]]]) -> Rows:
         return self.runtime.prepared({name: np.concatenate([one[name] for one in prepared]) for name in prepared[0]})
