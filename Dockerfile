@@ -2,10 +2,10 @@
 #
 #   docker build -t clipdistill .
 #   docker run --rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
-#     -p 127.0.0.1:8000:8000 -v "$PWD:/data:ro" clipdistill photos.index --model tiny-onnx --no-keys
+#     -p 127.0.0.1:8000:8000 -v "$PWD:/data:ro" clipdistill photos.index --model tiny-onnx --keys keys.txt
 #
 # Everything after the image's name goes to `clipdistill serve`. The index and the model lie below /data, which may be
-# read-only; /tmp is the one place that is written to. For keys, put --keys FILE instead of --no-keys. Any other verb:
+# read-only; /tmp is the one place that is written to. keys.txt is made with serve --new-key. Any other verb:
 #   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" --entrypoint clipdistill clipdistill index sync photos.index
 #
 # To pin the base to the byte: --build-arg BASE=docker.io/library/python:3.11-slim-bookworm@sha256:...

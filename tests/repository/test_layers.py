@@ -66,7 +66,7 @@ def test_a_floor_imports_only_what_stands_below_it(path: Path) -> None:
 
 
 def test_search_needs_little_of_the_rest() -> None:
-    data = {f"data.{name}" for name in ("views", "images", "samples", "sources", "remote")}
+    data = {f"data.{name}" for name in ("views", "images", "samples", "sources", "remote", "secrets")}
     known = {"errors", "files", "progress", "search", *data}
     for path in (path for path in FILES if room(path) == "search"):
         for line, module in imports(path):
