@@ -1,11 +1,12 @@
 # An image that serves indexes: no torch, no compiler, no root.
 #
 #   docker build -t clipdistill .
-#   docker run --rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
+#   docker run --rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user "$(id -u):$(id -g)" \
 #     -p 127.0.0.1:8000:8000 -v "$PWD:/data:ro" clipdistill photos.index --model tiny-onnx --keys keys.txt
 #
 # Everything after the image's name goes to `clipdistill serve`. The index and the model lie below /data, which may be
-# read-only; /tmp is the one place that is written to. keys.txt is made with serve --new-key. Any other verb:
+# read-only; /tmp is the one place that is written to. keys.txt is made with serve --new-key,
+# and only its owner may read it. Any other verb:
 #   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" --entrypoint clipdistill clipdistill index sync photos.index
 #
 # To pin the base to the byte: --build-arg BASE=docker.io/library/python:3.11-slim-bookworm@sha256:...
