@@ -271,7 +271,7 @@ def test_broken_pictures_are_copied_and_missing_ones_told(tmp_path: Path) -> Non
         assert "there is no such file" in made.skipped[0][1]
         assert "the file is empty" in made.skipped[1][1]
         assert "not a picture" in made.skipped[2][1]
-    with pytest.raises(DataError, match=r"none of the 1 pictures can be read; the first: .*no such file"):
+    with pytest.raises(DataError, match=r"none of the 1 samples can be read; the first: .*no such file"):
         convert(from_samples(given_samples[1:2]), tmp_path / "none", "shards")
     assert not (tmp_path / "none").exists()
 

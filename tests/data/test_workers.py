@@ -23,7 +23,7 @@ from clipdistill.data.sources import pairs
 from clipdistill.data.sources.listed import Samples, from_samples
 from clipdistill.data.views import Transform
 from clipdistill.data.workers import load
-from clipdistill.errors import DataError
+from clipdistill.errors import DataError, StoreError
 from clipdistill.training import setup as training_setup
 from clipdistill.training.loop import distill
 from tiny_runs import tiny_run
@@ -51,6 +51,16 @@ class Away(Dataset[Any]):
 
     def __getitem__(self, item: Any) -> Any:
         raise ConnectionError("the store is away")
+
+
+class Wrong(Dataset[Any]):
+    """Batches that cannot be made, for a reason that is meant for the user."""
+
+    def __init__(self, source: Samples) -> None:
+        self.source = source
+
+    def __getitem__(self, item: Any) -> Any:
+        raise StoreError("the store is too old. Make it again.")
 
 
 def drawn(count: int, deadly: int | None = None) -> Samples:
@@ -88,6 +98,13 @@ def test_the_error_of_a_sample_stays_what_it_is() -> None:
     source = drawn(4)
     with pytest.raises(ConnectionError, match="the store is away"):
         list(load(Away(source), [(0, [0, 1])], 1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_told_in_a_worker_is_told_to_the_user(workers: int) -> None:
+    with pytest.raises(StoreError) as caught:
+        list(load(Wrong(drawn(4)), [(0, [0, 1])], workers))
+    assert str(caught.value) == "the store is too old. Make it again."
 
 
 def test_the_end_of_a_worker_is_not_raised_where_something_else_runs() -> None:

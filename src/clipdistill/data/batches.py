@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clipdistill.data.images import content_hash, decode, fetch, full_size
-from clipdistill.data.samples import Picture, Sample, Source, caption_key, key64
+from clipdistill.data.samples import Picture, Sample, Source, caption_key, key64, name_of
 from clipdistill.data.views import Transform, View, Views, pick
 from clipdistill.errors import DataError
 
@@ -155,11 +155,10 @@ class Batches(Dataset[Batch]):
         kept: list[_Row] = []
         skipped: list[tuple[str, str]] = []
         for position in rows:
-            sample = self.source[position]
             try:
-                kept.append(self._read(position, sample, epoch))
+                kept.append(self._read(position, self.source[position], epoch))
             except DataError as error:
-                skipped.append((sample.id, str(error)))
+                skipped.append((name_of(self.source, position), str(error)))
         captions = {view: [row.told[view] for row in kept] for view in self.texts}
         return Batch(
             ids=[row.sample.id for row in kept],

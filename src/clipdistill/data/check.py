@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 
 from clipdistill.data.images import content_hash, decode, full_size
-from clipdistill.data.samples import HAN, Sample, Source, caption_key, is_chinese
+from clipdistill.data.samples import HAN, Sample, Source, caption_key, is_chinese, name_of
 from clipdistill.errors import DataError
 
 #: Called with how many pictures are read and how many there are.
@@ -132,10 +132,19 @@ def _looks(source: Source, look: Callable[[Sample], _Look], done: Callable[[int]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, len(source), _BLOCK):
             block = range(start, min(start + _BLOCK, len(source)))
-            for index, result in zip(block, threads.map(lambda i: look(source[i]), block), strict=True):
+            for index, result in zip(block, threads.map(lambda i: _look_at(source, i, look), block), strict=True):
                 yield result
                 if index % 64 == 63 or index + 1 == len(source):
                     done(index + 1)
+
+
+def _look_at(source: Source, index: int, look: Callable[[Sample], _Look]) -> _Look:
+    """Look at one sample; of what is said of it something may be damaged too."""
+    try:
+        sample = source[index]
+    except DataError as error:
+        return _Look(name_of(source, index), None, None, False, reason=str(error))
+    return look(sample)
 
 
 def _read(sample: Sample) -> _Look:
@@ -154,7 +163,7 @@ def _hash(sample: Sample) -> _Look:
     look = _words(sample)
     try:
         return replace(look, digest=content_hash(sample.picture))
-    except (OSError, DataError):
+    except (OSError, ValueError, DataError):
         return look
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from clipdistill.data.images import IMAGE_SUFFIXES, fetch, header
-from clipdistill.data.samples import Picture, Sample, Source, TarMember
+from clipdistill.data.samples import Picture, Sample, Source, TarMember, name_of, readable
 from clipdistill.data.sources import pairs
 from clipdistill.data.sources.chinese_clip import IMAGES, SAMPLES, TEXTS
 from clipdistill.data.writers import chinese_clip, folder, parquet, shards
@@ -47,7 +47,7 @@ _STEP = 64  # samples between two words on the progress
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: ``uri`` opens it; ``skipped`` names the samples whose picture cannot be read, and why."""
+    """What was written: ``uri`` opens it; ``skipped`` names the samples that cannot be read, and why."""
 
     uri: str
     format: str
@@ -149,22 +149,20 @@ def _settle(made: Path, kind: str) -> None:
 
 def _survey(source: Source, kind: str) -> Survey:
     """Look at what all samples have, without their pictures; raises :class:`DataError` for what cannot be written."""
-    fit, seen, labels, groups = True, 0, False, False
+    fit, read, seen, labels, groups = True, 0, 0, False, False
     views: set[str] = set()
     with progress(f"looking at {source.uri}", len(source), "samples") as advance:
         for number in range(len(source)):
-            sample = source[number]
-            _check(sample, source.uri)
-            fit = fit and FORMATS[kind](sample.id)
-            seen += sample.image is not None
-            views |= sample.texts.keys()
-            labels, groups = labels or bool(sample.label), groups or bool(sample.group)
+            for _, sample in readable(source, [number]):
+                _check(sample, source.uri)
+                fit = fit and FORMATS[kind](sample.id)
+                read, seen = read + 1, seen + (sample.image is not None)
+                views |= sample.texts.keys()
+                labels, groups = labels or bool(sample.label), groups or bool(sample.group)
             if number % _STEP == 0 or number + 1 == len(source):
                 advance(number + 1, "")
-    if seen not in (0, len(source)):
-        raise DataError(
-            f"{source.uri}: {seen} of {len(source)} samples have a picture; convert these apart from the rest"
-        )
+    if seen not in (0, read):
+        raise DataError(f"{source.uri}: {seen} of {read} samples have a picture; convert these apart from the rest")
     survey = Survey(fit, seen > 0, frozenset(views), labels, groups)
     _check_sides(survey, kind, source.uri)
     return survey
@@ -201,12 +199,12 @@ def _write(source: Source, writer: Writer, skipped: list[tuple[str, str]]) -> in
     try:
         with progress(f"converting {source.uri}", len(source), "samples") as advance:
             for number in range(len(source)):
-                sample = source[number]
                 try:
+                    sample = source[number]
                     data = None if sample.image is None else _bytes(sample.image)
                     look = _look(sample.image, data)
                 except DataError as error:
-                    skipped.append((sample.id, str(error)))
+                    skipped.append((name_of(source, number), str(error)))
                 else:
                     writer.add(Entry(written, sample, data, *look))
                     written += 1
@@ -215,7 +213,7 @@ def _write(source: Source, writer: Writer, skipped: list[tuple[str, str]]) -> in
     finally:
         writer.close()
     if not written:
-        raise DataError(f"{source.uri}: none of the {len(source)} pictures can be read; the first: {skipped[0][1]}")
+        raise DataError(f"{source.uri}: none of the {len(source)} samples can be read; the first: {skipped[0][1]}")
     return written
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from clipdistill.data.samples import Source
+from clipdistill.data.samples import Source, readable
 from clipdistill.errors import DataError
 
 #: Labels that are named in an error.
@@ -17,7 +17,7 @@ def classes_of(source: Source) -> tuple[str, ...]:
     Raises:
         DataError: there are fewer than two.
     """
-    labels = {source[index].label for index in range(len(source))} - {None}
+    labels = {sample.label for _, sample in readable(source, range(len(source)))} - {None}
     if len(labels) < 2:
         raise DataError(
             f"{source.uri}: classification needs at least two labels, found {len(labels)}. Put pictures into one "
@@ -28,8 +28,8 @@ def classes_of(source: Source) -> tuple[str, ...]:
 
 def labels_of(source: Source) -> dict[str, str]:
     """The label of every sample that has one, by sample id."""
-    samples = (source[index] for index in range(len(source)))
-    return {sample.id: sample.label for sample in samples if sample.label is not None}
+    samples = readable(source, range(len(source)))
+    return {sample.id: sample.label for _, sample in samples if sample.label is not None}
 
 
 def class_numbers(labels: Mapping[str, str], classes: Sequence[str], where: str, model: str) -> dict[str, int]:

@@ -7,9 +7,10 @@ import binascii
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,17 +140,52 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...
 
 
+@runtime_checkable
+class Named(Protocol):
+    """A source that knows its ids without reading samples."""
+
+    def id_of(self, index: int) -> str: ...
+
+
+def id_at(source: Source, index: int) -> str:
+    """The id of a sample, read only if its source cannot tell without; then raises :class:`DataError` as that does."""
+    return source.id_of(index) if isinstance(source, Named) else source[index].id
+
+
+def name_of(source: Source, index: int) -> str:
+    """What to call a sample, also one that cannot be read: its id, or where it stands if nobody knows that."""
+    try:
+        return id_at(source, index)
+    except DataError:
+        return f"sample {index}"
+
+
+def readable(source: Source, places: Iterable[int]) -> Iterator[tuple[int, Sample]]:
+    """The places of a source with their samples, without those of which something else than pictures is damaged.
+
+    Batches skip these, and count them with the reason.
+    """
+    for place in places:
+        try:
+            sample = source[place]
+        except DataError:
+            continue
+        yield place, sample
+
+
 def gives(source: Source) -> str:
     """Return the sides a source has, ``"IT"``, ``"I"`` or ``"T"``: what any of its first 100 samples has.
 
-    Pictures whose captions are missing here and there are ``"IT"``: see :class:`Sample`.
+    Pictures whose captions are missing here and there are ``"IT"``: see :class:`Sample`. Raises :class:`DataError` if
+    none of these samples can be read.
     """
     found: set[str] = set()
-    for index in range(min(len(source), 100)):
-        sample = source[index]
+    for _, sample in readable(source, range(min(len(source), 100))):
         found |= {side for side, given in (("I", sample.image is not None), ("T", bool(sample.texts))) if given}
         if len(found) == 2:
             break
+    if not found and len(source):
+        source[0]  # the same may be wrong with all of them: it is told
     return "".join(sorted(found))
 
 

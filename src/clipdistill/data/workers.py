@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from clipdistill.data.samples import Sample, Source
-from clipdistill.errors import DataError
+from clipdistill.data.samples import Sample, Source, id_at, name_of
+from clipdistill.errors import ClipdistillError, DataError
 
 Made = TypeVar("Made")
 #: A worker's connection breaks a little before its end can be seen.
@@ -33,6 +33,7 @@ def load(
     batches into memory that a GPU can copy from by itself.
 
     Raises:
+        ClipdistillError: what a batch raises, whichever process assembles it.
         DataError: a worker was killed, or crashed in a decoder; named with the sample it read.
     """
     if workers:
@@ -56,7 +57,10 @@ def load(
         yield from reading
         return
     try:
-        yield from reading
+        for batch in reading:
+            if isinstance(batch, ClipdistillError):
+                raise batch
+            yield batch
     except (RuntimeError, ConnectionError, EOFError) as error:
         ended = _ended(reading._workers)
         if not ended:
@@ -120,21 +124,36 @@ class _Watched:
             self._marks[worker.id] = torch.tensor([os.getpid(), index])
         return self._source[index]
 
+    def id_of(self, index: int) -> str:
+        return id_at(self._source, index)
+
     def read_by(self, pids: set[int]) -> str:
         """What one of some processes has read last."""
         for pid, position in self._marks.tolist():
             if pid in pids:
-                sample = self._source[position]
-                return f"sample '{sample.id}' of {self._source.uri}"
+                return f"sample '{name_of(self._source, position)}' of {self._source.uri}"
         return f"data of {self._source.uri}"
 
 
-def _watching(batches: Dataset[Made], workers: int) -> tuple[Dataset[Made], _Watched]:
+class _Telling(Dataset[Any]):
+    """Batches that hand an error over as it is: torch would put the traceback of the worker into its message."""
+
+    def __init__(self, batches: Dataset[Any]) -> None:
+        self._batches = batches
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            return self._batches[item]
+        except ClipdistillError as error:
+            return error
+
+
+def _watching(batches: Dataset[Made], workers: int) -> tuple[Dataset[Any], _Watched]:
     """The same batches of a source that is watched, and that source."""
     watching: Any = copy.copy(batches)
     marks: Tensor = torch.full((workers, 2), -1).share_memory_()  # type: ignore[no-untyped-call]
     watching.source = _Watched(watching.source, marks)
-    return watching, watching.source
+    return _Telling(watching), watching.source
 
 
 def _begin(worker: int) -> None:

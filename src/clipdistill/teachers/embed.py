@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipdistill.data.samples import Source, gives
+from clipdistill.data.samples import Source, gives, name_of
 from clipdistill.data.secrets import redacted
 from clipdistill.data.sources import pairs
 from clipdistill.data.views import Augmentation, Drawn
@@ -223,7 +223,9 @@ def _pictures(job: Job, todo: Sequence[int], now: int, advance: Advance) -> Iter
 def _captions(job: Job, todo: Sequence[int], now: int, advance: Advance) -> Iterator[Step]:
     """Embed every caption of every shard once: its number, captions, rows, and nothing left out."""
     for number in todo:
-        captions = list(dict.fromkeys(text for row in job.samples(number) for text in told(job.source[row])))
+        captions, skipped = _told(job, number)
+        if "I" not in job.sides:  # else the pictures have told of them
+            _note_broken(job, skipped)
         rows = [np.empty((0, job.encoder.width), np.float32)]
         for start in range(0, len(captions), job.batch_size):
             batch = captions[start : start + job.batch_size]
@@ -233,6 +235,18 @@ def _captions(job: Job, todo: Sequence[int], now: int, advance: Advance) -> Iter
             advance(now + int(share * len(job.samples(number))), "")
         now += len(job.samples(number))
         yield number, captions, np.concatenate(rows), []
+
+
+def _told(job: Job, number: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """Every caption of a shard once, and the samples whose captions cannot be read, with the reason."""
+    captions: dict[str, None] = {}
+    skipped = []
+    for row in job.samples(number):
+        try:
+            captions |= dict.fromkeys(told(job.source[row]))
+        except DataError as error:
+            skipped.append((name_of(job.source, row), str(error)))
+    return list(captions), skipped
 
 
 def _note_broken(job: Job, skipped: Sequence[tuple[str, str]]) -> None:

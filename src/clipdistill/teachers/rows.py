@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from clipdistill.data.batches import twice
 from clipdistill.data.images import decode, fetch, full_size
-from clipdistill.data.samples import Picture, Sample, Source
+from clipdistill.data.samples import Picture, Sample, Source, name_of
 from clipdistill.data.views import Transform, Views
 from clipdistill.errors import DataError, ModelError
 from clipdistill.models.encoder import DualEncoder, Inputs
@@ -46,12 +46,12 @@ class Pictures(Dataset[Looks]):
         number, rows = item
         ids, looks, skipped = [], [], []
         for row in rows:
-            sample = self.source[row]
             try:
+                sample = self.source[row]
                 looks += self._looks(sample.id, fetch(sample.picture))
                 ids.append(sample.id)
             except DataError as error:
-                skipped.append((sample.id, str(error)))
+                skipped.append((name_of(self.source, row), str(error)))
         names = looks[0] if looks else ()
         pixels = {name: torch.from_numpy(np.stack([look[name] for look in looks])) for name in names}
         return Looks(number, ids, pixels, skipped)

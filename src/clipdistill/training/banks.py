@@ -18,7 +18,7 @@ from clipdistill.algebra.nodes import CLASSES, Node
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig
 from clipdistill.data.batches import Batch, Batches, Inlet
-from clipdistill.data.samples import Source, caption_key, key64
+from clipdistill.data.samples import Source, caption_key, key64, readable
 from clipdistill.data.workers import load
 from clipdistill.errors import ConfigError, RecipeError
 from clipdistill.progress import progress
@@ -58,9 +58,10 @@ class Banks:
         if self.bank is None:
             return self.fixed, None
         places = self.bank.pick(number, batch.positions if positions is None else positions)
+        told = dict(readable(self.source, places.tolist()))
         if any(node.side == "T" for node in self.stored):  # a picture without a caption has no text row
-            places = places[[bool(self.source[int(place)].captions) for place in places]]
-        samples = [self.source[int(place)] for place in places]
+            told = {place: sample for place, sample in told.items() if sample.captions}
+        places, samples = np.array(list(told), np.int64), list(told.values())
         rows = dict(self.fixed)
         for node, teacher in self.stored.items():
             keys = [teacher.key(node.side, sample) for sample in samples]
@@ -161,11 +162,11 @@ def stored_rows(teacher: StoredTeacher, source: Source, side: str) -> NDArray[np
     """
     blocks = []
     for start in range(0, len(source), 65536):
-        samples = [source[index] for index in range(start, min(start + 65536, len(source)))]
-        known = [place for place, sample in enumerate(samples) if side == "I" or sample.captions]
-        rows = teacher.store.rows(side, [teacher.key(side, samples[place]) for place in known])
-        blocks.append(np.zeros((len(samples), rows.shape[1]), rows.dtype))
-        blocks[-1][known] = rows
+        stop = min(start + 65536, len(source))
+        told = {place: one for place, one in readable(source, range(start, stop)) if side == "I" or one.captions}
+        rows = teacher.store.rows(side, [teacher.key(side, sample) for sample in told.values()])
+        blocks.append(np.zeros((stop - start, rows.shape[1]), rows.dtype))
+        blocks[-1][[place - start for place in told]] = rows
     return np.concatenate(blocks)
 
 
@@ -203,8 +204,8 @@ def _first_of_each(source: Source, numbers: Mapping[str, int], per_class: int) -
     """The places of the first ``per_class`` samples of every class, in order."""
     counts = dict.fromkeys(numbers, 0)
     chosen = []
-    for place in range(len(source)):
-        label = source[place].label
+    for place, sample in readable(source, range(len(source))):
+        label = sample.label
         if label in counts and counts[label] < per_class:
             counts[label] += 1
             chosen.append(place)

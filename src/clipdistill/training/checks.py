@@ -12,7 +12,7 @@ from clipdistill.algebra.nodes import BANK, LOGITS, STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import RunConfig
 from clipdistill.data.labels import class_numbers, labels_of
-from clipdistill.data.samples import Source
+from clipdistill.data.samples import Source, readable
 from clipdistill.data.sources.listed import Kept
 from clipdistill.data.sources.mix import Mixed
 from clipdistill.errors import ConfigError, RecipeError, StoreError
@@ -123,7 +123,7 @@ def check_nodes(recipe: Recipe, source: Source, student: DualEncoder, teachers: 
     given |= {f"{STUDENT}I@masked"} if "I" in student.sides else set()
     given |= {f"{STUDENT}I@{LOGITS}"} if student.classes else set()
     if "T" in student.sides:
-        views = {view for index in range(min(len(source), 100)) for view in source[index].texts}
+        views = {view for _, sample in readable(source, range(min(len(source), 100))) for view in sample.texts}
         given |= {f"{STUDENT}T@{view}" for view in views if view}
     for node in recipe.nodes:
         if not node.is_bank and str(node) not in given:
@@ -201,7 +201,7 @@ def _wanting(store: EmbeddingStore, source: Source, asked: Sequence[Node]) -> di
     views = {node.view if node.view != "bank" else "" for node in asked if node.side == "T" and node.view != "classes"}
     by_id = "T" in store.sides and store.manifest.sides["text"].by == "id"
     for start in range(0, len(source), 65536):
-        samples = [(place, source[place]) for place in range(start, min(start + 65536, len(source)))]
+        samples = list(readable(source, range(start, min(start + 65536, len(source)))))
         if images:
             wanting |= _without(store, "I", [(place, sample.id) for place, sample in samples])
         if views and by_id:

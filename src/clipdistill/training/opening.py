@@ -14,7 +14,7 @@ from torch import Tensor
 from clipdistill.algebra.nodes import LOGITS, Node
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import SELF, RunConfig
-from clipdistill.data.samples import Source
+from clipdistill.data.samples import Source, readable
 from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, DataError, ModelError
 from clipdistill.evaluation.evaluate import class_prompts, embed_texts
@@ -160,8 +160,8 @@ def _tokenizer_of(uri: str) -> Any | None:
 def _captions(source: Source) -> Iterator[str]:
     """The captions a tokenizer is trained on."""
     told = 0
-    for index in range(len(source)):
-        for caption in source[index].captions:
+    for _, sample in readable(source, range(len(source))):
+        for caption in sample.captions:
             yield caption
             told += 1
             if told >= MAX_VOCABULARY_CAPTIONS:

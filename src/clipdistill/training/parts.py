@@ -15,7 +15,7 @@ from clipdistill.data.batches import Batch, Batches, Inlet
 from clipdistill.data.block_order import fetch_ahead
 from clipdistill.data.mix_order import random_order
 from clipdistill.data.order import NeighbourOrder, Ordering
-from clipdistill.data.samples import Source, gives
+from clipdistill.data.samples import Source, gives, readable
 from clipdistill.data.sources import pairs
 from clipdistill.data.sources.mix import Mixed
 from clipdistill.data.views import Views
@@ -111,7 +111,7 @@ def open_unpaired(
             f"unpaired data {uri} have pictures and captions. Name them as data, or open the pictures alone as "
             f"{uri}?caption=none."
         )
-    views = {view for index in range(min(len(source), 100)) for view in source[index].texts}
+    views = {view for _, sample in readable(source, range(min(len(source), 100))) for view in sample.texts}
     terms = [term for term in recipe.terms if _affords(term, sides, views)]
     if not terms:
         raise ConfigError(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipdistill.data.remote import Remote
-from clipdistill.data.samples import Picture, Sample, Source, file_of
+from clipdistill.data.samples import Picture, Sample, Source, file_of, id_at
 from clipdistill.errors import DataError
 
 
@@ -75,6 +75,10 @@ class Kept:
     def __getitem__(self, index: int) -> Sample:
         return self.source[int(self.places[index])]
 
+    def id_of(self, index: int) -> str:
+        """The id of a sample, where the source knows that without reading it."""
+        return id_at(self.source, int(self.places[index]))
+
     @cached_property
     def blocks(self) -> list[int] | None:
         """How many samples in a row lie in the same file, where the source tells."""
@@ -106,5 +110,5 @@ def picture_size(picture: Picture | None) -> int:
         return picture.size
     try:
         return picture.stat().st_size
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return -1

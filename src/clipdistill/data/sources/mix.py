@@ -23,14 +23,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from urllib.parse import quote, unquote_plus
 
 import numpy as np
 import yaml
 
 from clipdistill.data.remote import no_commands
-from clipdistill.data.samples import Sample, Source, gives, key64
+from clipdistill.data.samples import Sample, Source, gives, id_at, key64
 from clipdistill.data.sources.listed import Kept
 from clipdistill.data.sources.tables import read_text
 from clipdistill.errors import DataError, unreadable_yaml
@@ -39,13 +39,6 @@ MIX_SUFFIXES = (".yaml", ".yml")
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")
 _IMAGES = re.compile(r"((?:^|&)images=)([^&]*)")
 _SIDES = {"IT": "pictures and captions", "I": "pictures alone", "T": "captions alone"}
-
-
-@runtime_checkable
-class Named(Protocol):
-    """A source that knows its ids without reading samples."""
-
-    def id_of(self, index: int) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -80,6 +73,11 @@ class Mixed:
         sample = self.parts[part][place]
         prefix = self.prefixes[part]
         return replace(sample, id=prefix + sample.id) if prefix else sample
+
+    def id_of(self, index: int) -> str:
+        """The id of a sample, where its part knows that without reading it."""
+        part, place = self._place(index)
+        return self.prefixes[part] + id_at(self.parts[part], place)
 
     @property
     def blocks(self) -> list[int] | None:
@@ -207,16 +205,13 @@ def _open(data: str, folder: Path, open_part: Callable[[str], Source], where: st
 
 def _prefixes(parts: Sequence[Source]) -> tuple[str, ...]:
     """What ids begin with: nothing where all differ, else the number of the part."""
-    keys = np.concatenate([np.fromiter(map(key64, _ids(part)), np.int64, len(part)) for part in parts])
+    ids = ((id_at(part, index) for index in range(len(part))) for part in parts)
+    keys = np.concatenate(
+        [np.fromiter(map(key64, own), np.int64, len(part)) for own, part in zip(ids, parts, strict=True)]
+    )
     if len(np.unique(keys)) == len(keys):
         return ("",) * len(parts)
     return tuple(f"{number}/" for number in range(1, len(parts) + 1))
-
-
-def _ids(source: Source) -> Iterator[str]:
-    if isinstance(source, Named):
-        return (source.id_of(index) for index in range(len(source)))
-    return (source[index].id for index in range(len(source)))
 
 
 def _moved(uri: str, folder: str, move: Callable[[str], str]) -> str:
