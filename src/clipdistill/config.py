@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -31,11 +31,12 @@ class Plan:
     steps: int
     batch_size: int
     samples: int
+    accumulate: int = 1
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the data."""
-        return self.samples // self.batch_size
+    def steps_per_epoch(self) -> float:
+        """One pass over the data, which drops the incomplete last batch; a step may go on in the next one."""
+        return self.samples // (self.batch_size // self.accumulate) / self.accumulate
 
 
 @dataclass(frozen=True)
@@ -148,14 +149,14 @@ class TrainConfig(_Section):
                 f"one step takes {rows} samples (train.batch_size x train.accumulate), the data hold {samples}. "
                 f"Lower train.batch_size."
             )
-        per_epoch = samples // rows
+        plan = Plan(1, rows, samples, self.accumulate)
         if self.steps is not None:
             steps = self.steps
         elif self.epochs is not None:
-            steps = round(self.epochs * per_epoch)
+            steps = round(self.epochs * plan.steps_per_epoch)
         else:
             steps = round((self.samples or 0) / rows)
-        return Plan(max(steps, 1), rows, samples)
+        return replace(plan, steps=max(steps, 1))
 
 
 class EvaluateConfig(_Section):

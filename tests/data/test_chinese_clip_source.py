@@ -107,6 +107,7 @@ def test_half_a_split(tmp_path: Path, missing: str) -> None:
         ("imgs.tsv", "44\t", r"train_imgs.tsv:4: found"),
         ("imgs.tsv", "22\tabcd", r"train_imgs.tsv:4: the image id 22 is that of line 2"),
         ("texts.jsonl", "{oops", r"train_texts.jsonl:4: not JSON"),
+        ("texts.jsonl", "[" * 100_000, r"train_texts.jsonl:4: not JSON"),
         ("texts.jsonl", '{"text": "a"}', r'train_texts.jsonl:4: found {"text": "a"}, expected'),
         ("texts.jsonl", '{"text": "a", "image_ids": [99]}', r"train_texts.jsonl:4: image_ids names 99"),
     ],

@@ -217,6 +217,14 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
         b'{"image": "a", "text": "x"}\n{"image": "b", "te\n',
         r"a\.jsonl:2: not JSON \(.*found",
     ),
+    "json too deep": ("a.jsonl", b'{"image": "a"}\n' + b"[" * 100_000, r"a\.jsonl:2: not JSON \(.*found"),
+    "number too long": ("a.jsonl", b'{"image": "a", "text": %s}\n' % (b"1" * 5000), r"a\.jsonl:1: not JSON \(.*found"),
+    "no byte": ("a.jsonl", b'{"image": "a\\u0000.jpg", "text": "x"}\n', r"a\.jsonl:1: found 'a.*which no file can be"),
+    "half a character": (
+        "a.jsonl",
+        b'{"image": "\\ud800", "text": "x"}\n',
+        r"a\.jsonl:1: found .*no file can be called",
+    ),
     "json list": ("a.jsonl", b'\n["image"]\n', r"a\.jsonl:2: found .*expected an object"),
     "no path": (
         "a.jsonl",

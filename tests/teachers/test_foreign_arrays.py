@@ -78,6 +78,14 @@ def test_ids_beside_an_array(tmp_path: Path, name: str) -> None:
     assert list(store.keys("I")) == IDS
 
 
+def test_ids_of_a_file_with_the_line_ends_of_windows(tmp_path: Path) -> None:
+    path = write_npy(tmp_path)
+    write_ids(tmp_path / "ids.txt")
+    expected = list(import_store(path, tmp_path / "one").keys("I"))
+    (tmp_path / "ids.txt").write_bytes((tmp_path / "ids.txt").read_bytes().replace(b"\n", b"\r\n"))
+    assert list(import_store(path, tmp_path / "other").keys("I")) == expected
+
+
 def test_pairs_of_sides(tmp_path: Path) -> None:
     image, text = unit_rows(3), unit_rows(3, seed=1)
     np.savez(tmp_path / "a.npz", ids=np.arange(3), image=image, text=text)

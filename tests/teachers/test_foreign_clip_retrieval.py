@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -232,6 +233,21 @@ def test_a_store_comes_back_from_clip_retrieval(
         one, other = stored(embedded, side), stored(back, side)
         assert list(one) == list(other)
         assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_captions_come_back_with_the_spaces_that_the_data_have(small_model: str, tmp_path: Path) -> None:
+    captions, photos = [" a dog", "a dog ", "a dog", "a cat\n"], tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(photos / f"{number}.jpg")
+    rows = [{"file_name": f"{number}.jpg", "text": caption} for number, caption in enumerate(captions)]
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = embed(str(photos), small_model, tmp_path / "store", workers=0)
+    assert made is not None
+    export_store(made, tmp_path / "out")
+    back = import_store(tmp_path / "out", tmp_path / "back")
+    assert list(back.keys("T")) == list(made.keys("T")) == captions
+    assert np.array_equal(back.rows("T", captions), made.rows("T", captions))
 
 
 def test_an_exported_folder_is_aligned_row_by_row(embedded: EmbeddingStore, tmp_path: Path) -> None:

@@ -105,6 +105,12 @@ def test_every_augmentation_and_caption_has_its_row(shards: Path, tmp_path: Path
     assert check_store(tmp_path / "store").findings == []
 
 
+def test_captions_are_stripped_where_the_data_strip_them(tmp_path: Path) -> None:
+    told = json.dumps({"syn_text": [" syn a", "syn b "]}).encode()
+    path = write_shard_file(tmp_path / "a.tar", [sample(0, txt=b" real 0 \n", syn_json=told)])
+    assert list(import_store(path, tmp_path / "store").keys("T")) == ["real 0", " syn a", "syn b "]
+
+
 def test_crops_and_flips_are_explicit_views(shards: Path, tmp_path: Path) -> None:
     store = import_store(shards, tmp_path / "store")
     assert (store.manifest.views.count, store.manifest.views.explicit) == (3, True)
@@ -236,6 +242,7 @@ def test_captions_of_several_captioners(tmp_path: Path) -> None:
         ({"jpg": jpeg((30, 20))}, r"the crop \[0, 0, 20, 40\] .* not within the picture of 30 x 20"),
         ({"jpg": b"no picture"}, "sample 00000001: the picture cannot be read"),
         ({"syn_json": b"{"}, r"its \.syn\.json is not JSON"),
+        ({"syn_json": b"[" * 100_000}, r"its \.syn\.json is not JSON"),
         ({"paug_json": b'{"param_aug": "["}'}, r"param_aug in its \.paug\.json is not JSON"),
         ({"json": b'{"uid": "uid0"}'}, "the id 'uid0' is there before, at .*sample 00000000"),
     ],

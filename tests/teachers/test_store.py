@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from clipdistill.data.samples import key64
 from clipdistill.data.views import Augmentation, Drawn, View
 from clipdistill.errors import DataError, StoreError
 from clipdistill.teachers import store as store_module
-from clipdistill.teachers.manifest import Data, Manifest, Model, Side, ViewPlan
+from clipdistill.teachers.manifest import Data, Manifest, Model, Side, ViewPlan, read_records
 from clipdistill.teachers.shards import keys64
 from clipdistill.teachers.store import EmbeddingStore, finish, write_shard
 
@@ -142,6 +143,20 @@ def test_an_id_twice_is_refused_and_of_equal_captions_the_first_counts(tmp_path:
         finish(tmp_path / "b", replace(PLAIN, sides={"text": Side(by="id")}))
 
 
+def test_a_store_is_finished_a_shard_at_a_time(tmp_path: Path) -> None:
+    """What is kept of a caption is its hash: their texts may be larger than memory."""
+    count, size = 8, 400
+    for number in range(count):
+        keys = [f"{number} {row} " + "x" * 5000 for row in range(size)]
+        write_shard(tmp_path, "text", number, keys, unit(size))
+    tracemalloc.start()
+    finish(tmp_path, PLAIN)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 3 * size * 5000 < count * size * 5000
+    assert np.array_equal(EmbeddingStore.open(tmp_path).rows("T", ["7 3 " + "x" * 5000]), unit(size)[3:4])
+
+
 def test_what_is_no_finished_store_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a store of embeddings"):
         EmbeddingStore.open(tmp_path)
@@ -219,6 +234,7 @@ def test_a_shard_without_rows_is_no_obstacle(tmp_path: Path) -> None:
     write_shard(tmp_path, "image", 1, ["b.jpg"], unit(1))
     store = finish(tmp_path, PLAIN)
     assert store.manifest.skipped == 2
+    assert read_records(tmp_path, "image")[0].skipped == (("a.jpg", "empty"), ("\udc80", "gone"))
     assert np.array_equal(store.rows("I", ["b.jpg"]), unit(1))
     assert [len(block) for block in store.blocks("I")] == [1]
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from clipdistill.cli import main
+from clipdistill.data.samples import Sample
+from clipdistill.data.sources import from_samples, pairs
 from clipdistill.data.views import Augmentation
-from clipdistill.errors import ModelError, StoreError
+from clipdistill.errors import DataError, ModelError, StoreError
 from clipdistill.teachers.check_store import SAMPLES, check_store
 from clipdistill.teachers.embed import embed
 from clipdistill.teachers.manifest import Manifest
@@ -135,3 +137,25 @@ def test_a_store_runs_no_command(small_model: str, store: Path, tmp_path: Path) 
     assert any("a command is run only where you name it yourself" in note for note in report.notes)
     assert main(["store", "export", str(store), "--out", str(tmp_path / "rows")]) == 1
     assert not (tmp_path / "ran").exists()
+
+
+def test_passwords_of_addresses_are_not_in_a_store(small_model: str, tmp_path: Path) -> None:
+    class Away:
+        """A picture behind an address."""
+
+        size = 3
+
+        def read_bytes(self) -> bytes:
+            raise DataError("the server has gone")
+
+        def __str__(self) -> str:
+            return "https://me:hunter2@example.org/0.tar?token=hunter3"
+
+    made = pairs("scenes:train?n=5")
+    samples = [made[place] for place in range(5)] + [Sample("away", Away(), {"": ["a dog"]})]
+    source = from_samples(samples, "https://me:hunter2@example.org/{0..3}.tar?token=hunter3")
+    for _ in range(2):  # to begin, and to go on
+        embed(source, small_model, tmp_path / "store", workers=0)
+    every = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*.json"))
+    assert b"hunter" not in every
+    assert every.count(b"https://***@example.org") == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from clipdistill.data.mixing import write_mix
 from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
 from clipdistill.teachers.embed import embed
+from clipdistill.teachers.manifest import read_records
 from clipdistill.training.loop import distill
-from clipdistill.training.run_folder import read_log
-from tiny_runs import tiny_run
+from clipdistill.training.run_folder import Log, read_log
+from tiny_runs import fail_at_step, tiny_run
 
 #: What is said of the sample that has a number for a caption.
 REASON = "b: found 5 under 'caption', expected a caption or a list of captions"
@@ -81,3 +83,35 @@ def test_what_is_embedded_goes_without_it(shard: Path, tmp_path: Path, teacher: 
     assert store.manifest.skipped == (1 if "I" in sides else 0)
     with pytest.raises(DataError, match=r"1 pictures .* cannot be read so far, 0 are allowed"):
         embed(str(shard), str(teacher), tmp_path / "other", sides, workers=0, max_broken=0)
+
+
+def test_names_that_are_no_text_come_back(tmp_path: Path, teacher: Path) -> None:
+    """A name in an older encoding, as archives have them: its bytes are no UTF-8."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(9):
+        (folder / f"{number} 狗.png").write_bytes(png(20 * number))
+    name = os.fsdecode(b"caf\xe9.png")
+    (folder / name).write_bytes(b"no picture")
+    train = {"steps": 4, "batch_size": 10, "max_broken": 1, "checkpoint_every": 2}
+    config = tiny_run(tmp_path / "run", data=str(folder), train=train)
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at_step(patch, 3)
+        with pytest.raises(RuntimeError, match="power cut"):
+            distill(config)
+    distill(config, resume=True)
+    assert [entry["id"] for entry in read_log(tmp_path / "run" / "skipped.jsonl")] == [name]
+    store = tmp_path / "store"
+    embed(str(folder), str(teacher), store, workers=0)
+    assert [entry[0] for record in read_records(store, "image").values() for entry in record.skipped] == [name]
+    given = {"recipe": "clip-kd", "teachers": {"T": str(store)}, "augment": "whole"}
+    distill(tiny_run(tmp_path / "again", data=str(folder), train={**train, "batch_size": 9}, **given))
+
+
+def test_a_log_stays_readable(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.write({"step": 1, "id": "狗.jpg"})
+    log.write({"step": 2, "id": "\udce9 狗.jpg"})
+    log.cut(2)
+    assert "狗.jpg" in log.path.read_text(encoding="utf-8").split("\n")[0]
+    assert [entry["id"] for entry in read_log(log.path)] == ["狗.jpg", "\udce9 狗.jpg"]

@@ -90,6 +90,16 @@ def test_resuming_gives_the_same_numbers_to_the_bit(train: dict[str, Any], tmp_p
     assert same_weights(whole, broken)
 
 
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(16, 1), (8, 2), (7, 6)])
+def test_an_epoch_is_one_pass_whatever_is_accumulated(tmp_path: Path, batch_size: int, accumulate: int) -> None:
+    train = {"steps": None, "epochs": 4, "batch_size": batch_size, "accumulate": accumulate, "warmup": "1 epoch"}
+    setup = prepare(tiny_run(tmp_path, data="scenes:train?n=71", train=train))
+    rows = [row for _, batch in setup.order.walk(0, setup.plan.steps * accumulate) for row in batch]
+    assert abs(len(rows) - 4 * (71 - 71 % batch_size)) <= batch_size * accumulate / 2
+    assert setup.plan.steps / setup.plan.steps_per_epoch == pytest.approx(4, abs=0.5 / setup.plan.steps_per_epoch)
+    assert setup.config.train.warmup.steps(setup.plan) == round(setup.plan.steps_per_epoch)
+
+
 @pytest.fixture
 def forgetful(tmp_path: Path) -> str:
     """A student whose forward pass draws random numbers: dropout in every layer."""

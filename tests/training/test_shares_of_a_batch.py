@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from clipdistill.errors import ConfigError
 from clipdistill.training.ranks import Ranks
 from clipdistill.training.setup import prepare
 from tiny_runs import TINY, tiny_run
@@ -28,3 +29,13 @@ def test_nothing_is_told_where_it_makes_no_difference(
 ) -> None:
     prepare(tiny_run(tmp_path, student=student), Ranks(0, world))
     assert "warning" not in capsys.readouterr().err
+
+
+SELF_KD = {"recipe": "self-kd", "teachers": {"T": "self"}, "train": {"ema": 0.9}}
+
+
+def test_an_average_that_each_process_would_have_of_its_own_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a teacher called self, 2 processes and a student that normalises"):
+        prepare(tiny_run(tmp_path, student=CNN, **SELF_KD), Ranks(0, 2))
+    for student, world in ((CNN, 1), (TINY, 2), ({**CNN, "freeze": "image"}, 2)):
+        prepare(tiny_run(tmp_path, student=student, **SELF_KD), Ranks(0, world))

@@ -259,3 +259,17 @@ def test_a_pretrained_head_keeps_its_classes(tmp_path: Path) -> None:
     four = colours(tmp_path / "four", {"c red": RED, "b green": GREEN, "a blue": BLUE, "d white": (250, 250, 250)})
     with pytest.raises(DataError, match=r"'d white' of .* is not among the 3 classes"):
         prepare(tiny_run(tmp_path / "x", recipe="classify", data=four, student={"pretrained": str(permuted)}))
+
+
+def test_data_that_do_not_fill_a_batch_are_named(tmp_path: Path, teacher: Path) -> None:
+    chosen = run(tmp_path / "a", teacher, recipe="clip-kd", batches={"select": "hard", "super_batch": 9})
+    size = chosen.train.batch_size
+    told = f"{DATA}: a batch of {9 * size} (train.batch_size={size} x batches.super_batch=9) does not fit into 64"
+    with pytest.raises(DataError) as caught:
+        prepare(chosen)
+    assert str(caught.value) == f"{told} samples. Lower batches.super_batch or train.batch_size."
+    words = tmp_path / "words.txt"
+    words.write_text("one\ntwo\nthree\n")
+    recipe = [{"contrast": "SI-ST"}, {"contrast": "ST>ST", "name": "words"}]
+    with pytest.raises(DataError, match=r"words\.txt: a batch of .* does not fit into 3 samples\. Lower it"):
+        prepare(run(tmp_path / "b", teacher, recipe=recipe, teachers={}, unpaired=[str(words)]))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipdistill.data.samples import Source
+from clipdistill.data.secrets import redacted
 from clipdistill.errors import StoreError
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.teachers.manifest import FOLDERS, MANIFEST, ViewPlan, read_records
@@ -81,7 +82,7 @@ def begin(job: Job) -> None:
 
     Raises StoreError.
     """
-    settings = json.loads(json.dumps(job.settings))
+    settings = redacted(json.loads(json.dumps(job.settings)))  # the store may be published
     begun = job_of(job.folder)
     if begun is None:
         job.folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import Field, PlainValidator, StringConstraints, TypeAdapter, ValidationError
 
 from clipdistill.data.views import Augmentation
 from clipdistill.errors import StoreError
@@ -26,6 +26,15 @@ FOLDERS = {"I": "image", "T": "text"}
 #: What to call the rows of a side's folder, and their keys.
 NOUNS = {"image": "ids", "text": "captions"}
 
+
+def _as_name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected a text")
+    return value
+
+
+#: Text that may hold half a character, as the bytes of a file name do that are no text; pydantic's own refuses them.
+Name = Annotated[str, PlainValidator(_as_name)]
 #: NaN is valid in JSON as Python reads it, and would only be met as a loss that is not finite.
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -117,7 +126,8 @@ class Manifest:
     def to_json(self) -> str:
         """Write it as JSON, with the name and version of the format first."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return _text(values, indent=1)
+        text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        return text.encode("utf-8", "replace").decode()  # any reader takes it, whatever a path holds
 
     @classmethod
     def from_json(cls, text: str, path: Path = Path(MANIFEST)) -> Manifest:
@@ -156,11 +166,11 @@ class Record:
     checksum: str
     keys: str
     views: str | None = None
-    skipped: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[Name, Name], ...] = ()
 
     def to_json(self) -> str:
-        """Write it as JSON."""
-        return _text(asdict(self))
+        """Write it as JSON, with escapes for what is no ASCII: the ids of what is skipped come back as they are."""
+        return json.dumps(asdict(self)) + "\n"
 
 
 def read_records(folder: Path, side: str) -> dict[int, Record]:
@@ -173,16 +183,11 @@ def read_records(folder: Path, side: str) -> dict[int, Record]:
         if not path.stem.isdigit():
             continue
         try:
-            found[int(path.stem)] = _record_adapter().validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise StoreError(f"{path}: {explain(error)}. Delete it, and its shard is made again.") from error
+            found[int(path.stem)] = _record_adapter().validate_python(json.loads(path.read_bytes()))
+        except ValueError as error:
+            reason = explain(error) if isinstance(error, ValidationError) else f"not JSON ({error})"
+            raise StoreError(f"{path}: {reason}. Delete it, and its shard is made again.") from error
     return dict(sorted(found.items()))
-
-
-def _text(values: dict[str, Any], indent: int | None = None) -> str:
-    """JSON that any reader takes: bytes of a file name that are no text become question marks."""
-    text = json.dumps(values, indent=indent, ensure_ascii=False) + "\n"
-    return text.encode("utf-8", "replace").decode()
 
 
 def explain(error: ValidationError) -> str:

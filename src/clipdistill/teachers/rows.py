@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from clipdistill.data.batches import twice
 from clipdistill.data.images import decode, fetch, full_size
 from clipdistill.data.samples import Picture, Sample, Source, name_of
+from clipdistill.data.secrets import without_secrets
 from clipdistill.data.views import Transform, Views
 from clipdistill.errors import DataError, ModelError
 from clipdistill.models.encoder import DualEncoder, Inputs
@@ -51,7 +52,7 @@ class Pictures(Dataset[Looks]):
                 looks += self._looks(sample.id, fetch(sample.picture))
                 ids.append(sample.id)
             except DataError as error:
-                skipped.append((name_of(self.source, row), str(error)))
+                skipped.append((name_of(self.source, row), without_secrets(str(error))))  # stores may be published
         names = looks[0] if looks else ()
         pixels = {name: torch.from_numpy(np.stack([look[name] for look in looks])) for name in names}
         return Looks(number, ids, pixels, skipped)

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -167,26 +168,32 @@ def build_index(folder: Path, side: Side) -> NDArray[Any]:
 
     A caption that is there twice is at its first place.
     """
-    keys: list[str] = []
+    blocks = [np.empty(0, np.uint64)]
     for shard in side.shards:
         path = files_of(folder / shard.file)[1]
-        keys += read_keys(path)
-        if len(keys) != sum(one.samples for one in side.shards[: side.shards.index(shard) + 1]):
+        blocks.append(keys64(list(read_keys(path))))
+        if len(blocks[-1]) != shard.samples:
             raise StoreError(
                 f"{path} does not hold {shard.samples} keys: the shard is damaged. Delete {Path(shard.file).stem}.json "
                 "beside it, and run the same clipdistill embed again."
             )
-    index = np.empty(len(keys), ENTRY)
-    index["key"], index["sample"] = keys64(keys), np.arange(len(keys))
+    index = np.empty(sum(map(len, blocks)), ENTRY)
+    index["key"], index["sample"] = np.concatenate(blocks), np.arange(len(index))
     index = index[np.argsort(index["key"], kind="stable")]
     again = np.flatnonzero(index["key"][1:] == index["key"][:-1]) + 1
     if side.by == "id" and len(again):
         one, other = (int(index["sample"][at]) for at in (again[0] - 1, again[0]))
+        names = [_key_of(folder, side, sample) for sample in (one, other)]
         raise StoreError(
-            f"{folder}: the ids {keys[one]!r} and {keys[other]!r} (samples {one} and {other}) have one key. "
+            f"{folder}: the ids {names[0]!r} and {names[1]!r} (samples {one} and {other}) have one key. "
             "Ids must differ; rename or remove one."
         )
     return np.delete(index, again)
+
+
+def _key_of(folder: Path, side: Side, sample: int) -> str:
+    every = (read_keys(files_of(folder / shard.file)[1]) for shard in side.shards)
+    return next(islice(chain.from_iterable(every), sample, None))
 
 
 def write_index(folder: Path, side: Side) -> None:

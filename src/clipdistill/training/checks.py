@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipdistill.algebra.nodes import BANK, LOGITS, STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
-from clipdistill.config import RunConfig
+from clipdistill.config import SELF, RunConfig
 from clipdistill.data.labels import class_numbers, labels_of
 from clipdistill.data.samples import Source, readable
 from clipdistill.data.sources.listed import Kept
@@ -242,6 +242,23 @@ def warn_of_shares(student: DualEncoder, batch_size: int, ranks: Ranks) -> None:
             "(torch.nn.SyncBatchNorm is not used). If these are too few, raise train.batch_size, start fewer "
             "processes, or choose a student without batch normalisation.",
             markup=False,
+        )
+
+
+def check_average(student: DualEncoder, config: RunConfig, ranks: Ranks) -> None:
+    """Refuse a teacher that is the student's average where each process has an average of its own.
+
+    A checkpoint keeps those of one process, and the others would go on with them.
+
+    Raises:
+        ConfigError: the student normalises over the batch, and there are several processes.
+    """
+    if ranks.world > 1 and SELF in config.teachers.values() and (layers := _over_the_batch(student)):
+        raise ConfigError(
+            f"a teacher called {SELF}, {ranks.world} processes and a student that normalises over the batch in "
+            f"{len(layers)} layers ({layers[0]}, ...) do not go together: these layers of the teacher would be others "
+            "in each process. Start one process, freeze that tower (student.freeze), or choose another teacher or a "
+            "student without batch normalisation."
         )
 
 

@@ -70,6 +70,7 @@ def choose_order(config: RunConfig, source: Source, stored: Mapping[str, StoredT
         DataError: the data do not fill a batch.
     """
     rows = config.train.batch_size * (config.batches.super_batch if config.batches.select else 1)
+    _check_fill(source, rows, config)
     group = config.batches.neighbours
     if group == 1:
         return random_order(source, rows, config.seed)
@@ -87,6 +88,18 @@ def choose_order(config: RunConfig, source: Source, stored: Mapping[str, StoredT
     rows_of_all = stored_rows(teacher, source, teacher.store.sides[0])
     near, _ = nearest(rows_of_all, min(max(2 * group, 16), len(source) - 1))
     return NeighbourOrder(near, rows, config.seed, group)
+
+
+def _check_fill(source: Source, rows: int, config: RunConfig) -> None:
+    """Raise :class:`DataError` for data that do not fill a batch, or what it is chosen from."""
+    if len(source) >= rows:
+        return
+    size = f"train.batch_size={config.train.batch_size}"
+    made, lower = size, "Lower it"
+    if rows > config.train.batch_size:
+        made = f"{size} x batches.super_batch={config.batches.super_batch}"
+        lower = "Lower batches.super_batch or train.batch_size"
+    raise DataError(f"{source.uri}: a batch of {rows} ({made}) does not fit into {len(source)} samples. {lower}.")
 
 
 def open_unpaired(
@@ -126,6 +139,7 @@ def open_unpaired(
         mine = teacher.inlet
         inlets[teacher.letter] = Inlet(mine.transform, None) if sides == "I" else Inlet(None, mine.tokenize, texts)
     batches = Batches(source, inlets, views_of_run, config.seed)
+    _check_fill(source, config.train.batch_size, config)
     return Part(source, nodes, batches, random_order(source, config.train.batch_size, config.seed), ranks)
 
 

@@ -145,7 +145,7 @@ def _one_step(setup: Setup, batch: Batch, findings: Findings) -> None:
     for buffer, value in before:
         buffer.copy_(value)
     findings.facts["steps"] = (
-        f"{setup.plan.steps} of {setup.plan.batch_size} samples, {setup.plan.steps_per_epoch} an epoch"
+        f"{setup.plan.steps} of {setup.plan.batch_size} samples, {setup.plan.steps_per_epoch:.10g} an epoch"
     )
     findings.facts["estimated time"] = (
         f"{_clock(seconds * setup.plan.steps)} (first step, without warm-up: an upper guess)"

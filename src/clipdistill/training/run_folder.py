@@ -189,16 +189,21 @@ class Log:
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.write(_line(entry))
 
     def cut(self, step: int) -> None:
         """Forget what was logged after ``step``, and a last line that was only half written."""
-        kept = [
-            json.dumps(entry, ensure_ascii=False) + "\n"
-            for entry in read_log(self.path)
-            if entry.get("step", 0) <= step
-        ]
-        write_text(self.path, "".join(kept))
+        write_text(self.path, "".join(_line(entry) for entry in read_log(self.path) if entry.get("step", 0) <= step))
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    """One line of JSON; bytes of a file name that are no text are escaped, so that they come back."""
+    text = json.dumps(entry, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(entry)
+    return text + "\n"
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

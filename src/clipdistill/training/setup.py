@@ -28,6 +28,7 @@ from clipdistill.teachers.stored import StoredTeacher
 from clipdistill.teachers.teacher import LiveTeacher, Retired, Teacher, inlet, text_rows
 from clipdistill.training.banks import Banks, make_banks
 from clipdistill.training.checks import (
+    check_average,
     check_bank,
     check_letters,
     check_micro_batch,
@@ -198,6 +199,7 @@ def prepare(config: RunConfig, ranks: Ranks = Ranks()) -> Setup:  # noqa: B008 -
     teachers = make_teachers(opened, recipe, student, config, autocast, classes, reference_nodes(config))
     train_mode(student, config.student.freeze)
     check_micro_batch(student, config.train.micro_batch)
+    check_average(student, config, ranks)
     warn_of_shares(student, config.train.batch_size, ranks)
     stored = {letter: teacher for letter, teacher in teachers.items() if isinstance(teacher, StoredTeacher)}
     config, views = choose_views(config, stored, nodes)

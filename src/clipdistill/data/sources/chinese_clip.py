@@ -167,7 +167,7 @@ def _is_told(row: dict[str, Any]) -> bool:
 def _json(line: bytes, where: str) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON in UTF-8 ({error}); expected one object per line") from error
 
 

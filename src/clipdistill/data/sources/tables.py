@@ -134,9 +134,10 @@ def _read_jsonl(path: Path, columns: Columns) -> Table:
 def _json_object(path: Path, line: int, text: str) -> Mapping[str, Any]:
     try:
         row = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        told = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         raise DataError(
-            f"{path}:{line}: not JSON ({error.msg} at column {error.colno}): found {_short(text)}; "
+            f"{path}:{line}: not JSON ({told}): found {_short(text)}; "
             "expected one object per line. Correct or remove the line."
         ) from error
     if not isinstance(row, dict):
@@ -273,8 +274,18 @@ def _path(value: Any, column: str | None, where: str, root: str) -> str:
     """Return a picture's path relative to the table's folder where it lies inside, with forward slashes."""
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: found {_short(value)} in column '{column}', expected the path of a picture")
+    if "\0" in value or not _fits_a_file(value):
+        raise DataError(f"{where}: found {_short(value)} in column '{column}', which no file can be called; correct it")
     path = os.path.normpath(value.strip()).removeprefix(root + os.sep)
     return path.replace(os.sep, "/")
+
+
+def _fits_a_file(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _captions(value: Any, column: str | None, where: str) -> list[str]:

@@ -152,12 +152,13 @@ def _ids(path: Path, side: str, inside: dict[str, list[Any]]) -> tuple[str, list
 
 def _listed(path: Path) -> list[Any]:
     if path.suffix == ".txt":
-        return read_text(path).removesuffix("\n").split("\n")
+        lines = read_text(path).removesuffix("\n").split("\n")
+        return [line.removesuffix("\r") for line in lines]
     if path.suffix == ".npy":
         return list(load_npy(path).tolist())
     try:
         values = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not JSON: {error}.") from error
     if not isinstance(values, list):
         raise StoreError(f"{path}: expected a list of ids, found {str(values)[:60]}.")

@@ -124,7 +124,7 @@ def as_ids(values: Sequence[Any], where: str, unit: str, first: int = 0) -> list
 
 
 def as_caption(value: Any) -> str:
-    """A caption as data sources give it: without white space at its ends; None is empty."""
+    """A caption as data sources give those of text files: without white space at its ends; None is empty."""
     return "" if value is None else str(value).strip()
 
 

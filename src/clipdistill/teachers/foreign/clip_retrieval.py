@@ -22,6 +22,8 @@ LAYOUT = "a clip-retrieval folder (img_emb/*.npy, text_emb/*.npy, metadata/*.par
 #: Columns that are taken for ids, the first that is there.
 ID_COLUMNS = ("image_path", "key", "url")
 CAPTION = "caption"
+#: What our own tables say of themselves: their captions are those of the data, to the last space.
+AS_IT_IS = {b"clipdistill": b"captions as in the data"}
 SIDES = ("image", "img_emb"), ("text", "text_emb")
 
 
@@ -135,4 +137,7 @@ def _keys(table: Any, column: str | None, path: Path, start: int, by_caption: bo
         return as_ids(table.column(column).to_pylist(), str(path), f"column '{column}', row", start)
     if CAPTION not in table.schema.names:
         raise StoreError(f"{path}: there is no column '{CAPTION}', which the first table has.")
-    return [as_caption(value) for value in table.column(CAPTION).to_pylist()]
+    captions = table.column(CAPTION).to_pylist()
+    if (table.schema.metadata or {}).items() >= AS_IT_IS.items():
+        return [value or "" for value in captions]
+    return [as_caption(value) for value in captions]  # clip-retrieval takes whole text files, with how they end

@@ -21,6 +21,7 @@ from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError, DataError, StoreError, did_you_mean, need
 from clipdistill.files import flush
 from clipdistill.progress import console, progress
+from clipdistill.teachers.foreign.clip_retrieval import AS_IT_IS
 from clipdistill.teachers.manifest import FOLDERS
 from clipdistill.teachers.rows import told
 from clipdistill.teachers.store import EmbeddingStore
@@ -188,4 +189,5 @@ def _write_part(folder: Path, number: str, part: Part) -> None:
         (folder / name).mkdir(exist_ok=True)
         np.save(folder / name / f"{name}_{number}.npy", rows)
     (folder / "metadata").mkdir(exist_ok=True)
-    parquet.write_table(pyarrow.table(part.columns), folder / "metadata" / f"metadata_{number}.parquet")
+    table = pyarrow.table(part.columns, metadata=AS_IT_IS)
+    parquet.write_table(table, folder / "metadata" / f"metadata_{number}.parquet")

@@ -62,7 +62,7 @@ def _first_line(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         try:
             line = json.loads(file.readline())
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return line if isinstance(line, dict) else {}
 
@@ -101,7 +101,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise StoreError(
                     f"{path}:{number}: not JSON in UTF-8 ({error}): the file is damaged or cut."
                 ) from error

@@ -75,7 +75,7 @@ class Member:
             return {}
         try:
             values = json.loads(self.read(kind))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{self.place}: its .{kind} is not JSON ({error}).") from error
         if not isinstance(values, dict):
             raise StoreError(f"{self.place}: its .{kind} holds {str(values)[:60]}, expected an object.")
@@ -221,7 +221,7 @@ def _recorded(member: Member) -> list[Any] | None:
     if isinstance(recorded, str):  # published shards hold JSON within JSON
         try:
             recorded = json.loads(recorded)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{member.place}: param_aug in its .paug.json is not JSON ({error}).") from error
     if recorded is not None and not isinstance(recorded, list):
         raise StoreError(f"{member.place}: param_aug in its .paug.json is {str(recorded)[:60]}, expected a list.")
@@ -307,7 +307,7 @@ def _text_block(
     if not captions:
         return
     origin = Origin(member.path, "sample", [f"{member.name}, caption {number}" for number in range(len(captions))])
-    keys = [as_caption(caption) for caption in captions]
+    keys = ["" if caption is None else str(caption) for caption in captions]
     yield Block("text", keys, np.concatenate(parts), origin, done)
 
 
@@ -316,7 +316,7 @@ def _real(member: Member, name: str, choice: Choice, wanted: int) -> list[str]:
     if "txt" in member.files:
         whole = member.read("txt").decode("utf-8", "replace")
         lines = [line for line in whole.split("\n") if line.strip()]  # as a webdataset is read
-        return lines if len(lines) == wanted else [whole]
+        return [as_caption(text) for text in (lines if len(lines) == wanted else [whole])]
     about = member.json("json")
     told = next((about[key] for key in ("texts", "text", "caption") if about.get(key)), None)
     if told is not None:
