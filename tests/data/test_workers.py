@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -113,6 +114,18 @@ def test_the_end_of_a_worker_is_not_raised_where_something_else_runs() -> None:
     next(reading)
     assert signal.getsignal(signal.SIGCHLD) is before
     reading.close()
+
+
+def test_what_processes_are_given_holds_no_weights(tmp_path: Path) -> None:
+    setup = training_setup.prepare(tiny_run(tmp_path / "run"))
+    size = len(pickle.dumps(setup.batches))
+    with torch.no_grad():
+        for parameter in setup.student.module.parameters():
+            parameter.set_(torch.zeros(64, 4096))  # a larger model
+    setup.student.module.register_forward_hook(lambda *_: None)  # as masks are, which cannot be pickled
+    assert len(pickle.dumps(setup.batches)) == size
+    again = pickle.loads(pickle.dumps(setup.batches))
+    assert torch.equal(again[0, [1, 2]].tokens["S"]["input_ids"], setup.batches[0, [1, 2]].tokens["S"]["input_ids"])
 
 
 def read_on(method: str, told: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from clipdistill.models.hub import OPEN_CLIP, checkpoint_file, is_open_clip, mod
 from clipdistill.models.own_code import refuse_code, refuse_map
 from clipdistill.models.preprocessing import read_processor, transform_of
 from clipdistill.models.quiet import quiet
+from clipdistill.models.tokenizing import TextRules, Tokenizing
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 
 #: Up to so many image tokens plain attention is faster on a CPU: 2.6 times with bfloat16 at 37 tokens.
@@ -65,15 +66,6 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-@dataclass(frozen=True)
-class TextRules:
-    """How captions become tokens: ``padding`` is ``longest`` (in the batch) or ``max_length`` (always ``length``)."""
-
-    padding: str
-    length: int
-    lower_case: bool
-
-
 class HuggingFaceEncoder:
     """A dual encoder of transformers behind the one interface of :class:`clipdistill.models.encoder.DualEncoder`.
 
@@ -91,6 +83,7 @@ class HuggingFaceEncoder:
         self.processor = processor
         self.transform: Transform | None = transform_of(processor, uri)
         self.rules = _text_rules(module.config, self._family, tokenizer)
+        self.tokenize = Tokenizing(tokenizer, self.rules, self._family.tokens)
         self.width = _width(module.config)
 
     @property
@@ -138,15 +131,6 @@ class HuggingFaceEncoder:
         """Embed captions as :meth:`tokenize` gives them: ``{"input_ids": [B, L], ...} -> [B, D]``."""
         known = {name: tokens[name] for name in self._family.tokens if name in tokens}
         return _pooled(self._model.get_text_features(**known))
-
-    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Tokenise captions by the model's own rules: ``int64 [B, L]`` each, truncated to what the model reads."""
-        rules = self.rules
-        lines = [caption.lower() for caption in captions] if rules.lower_case else list(captions)
-        batch = self.tokenizer(
-            lines, padding=rules.padding, truncation=True, max_length=rules.length, return_tensors="pt"
-        )
-        return {name: batch[name].long() for name in self._family.tokens if name in batch}
 
     @property
     def fingerprint(self) -> str:

@@ -38,6 +38,7 @@ from clipdistill.models.open_clip_origin import (
 )
 from clipdistill.models.own_code import refuse_map
 from clipdistill.models.preprocessing import prove
+from clipdistill.models.tokenizing import OpenClipTokenizing
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 
 #: Settings that say where a part came from, not what it computes.
@@ -62,6 +63,7 @@ class OpenClipEncoder:
         self._model, self._tokenize = module, tokenize
         self.preprocessing: dict[str, Any] = dict(module.visual.preprocess_cfg)
         self.transform: Transform | None = _transform(self.preprocessing, uri)
+        self.tokenize = OpenClipTokenizing(tokenize)
         self.tokenizer: Any = _as_transformers(tokenize)
         _check_vocabulary(tokenize, module, uri)
 
@@ -113,10 +115,6 @@ class OpenClipEncoder:
         """Embed captions as :meth:`tokenize` gives them: ``{"input_ids": [B, L]} -> [B, D]``."""
         rows: Tensor = self._model.encode_text(tokens["input_ids"])
         return rows
-
-    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Clean and tokenise captions as open_clip does: ``int64 [B, L]``, always to the model's full length."""
-        return {"input_ids": self._tokenize(list(captions)).long()}
 
     @property
     def fingerprint(self) -> str:

@@ -28,10 +28,11 @@ from clipdistill.models import sentences
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import Inputs
 from clipdistill.models.fingerprints import hash_model, settings_text, tokenizer_text
-from clipdistill.models.huggingface import TextRules, model_type, read_weights
+from clipdistill.models.huggingface import model_type, read_weights
 from clipdistill.models.own_code import refuse_code
 from clipdistill.models.quiet import quiet
 from clipdistill.models.sentences import SentenceModel, Sentences
+from clipdistill.models.tokenizing import TextRules, Tokenizing
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 
 _TOKENS = ("input_ids", "attention_mask", "token_type_ids")
@@ -60,6 +61,7 @@ class TextEncoder:
         transformer = module.transformer
         self._tokens = [name for name in _TOKENS if name in inspect.signature(transformer.forward).parameters]
         self.rules = TextRules("longest", _longest(transformer, tokenizer, layout), layout.lower_case)
+        self.tokenize = Tokenizing(tokenizer, self.rules, tuple(self._tokens), layout.prompt)
         self.width = self._try()
 
     @property
@@ -103,16 +105,6 @@ class TextEncoder:
         """Embed captions as :meth:`tokenize` gives them: ``{"input_ids": [B, L], ...} -> [B, D]``."""
         rows: Tensor = self._model({name: tokens[name] for name in self._tokens if name in tokens})
         return rows
-
-    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Tokenise captions by the model's own rules: ``int64 [B, L]`` each, truncated to what the model reads."""
-        lines = [self.layout.prompt + caption for caption in captions]
-        if self.rules.lower_case:
-            lines = [line.lower() for line in lines]
-        batch = self.tokenizer(
-            lines, padding=self.rules.padding, truncation=True, max_length=self.rules.length, return_tensors="pt"
-        )
-        return {name: batch[name].long() for name in self._tokens if name in batch}
 
     @torch.no_grad()
     def _try(self) -> int:
