@@ -50,7 +50,7 @@ def test_a_slow_search_shows_where_hits_will_be(opened: Opener, site: Site) -> N
     expect(page.locator("#status")).to_have_text("Searching …")
     expect(page.locator("#results")).to_have_attribute("aria-busy", "true")
     held[0].continue_()
-    expect(page.locator(".hit .thumb")).to_have_count(24)
+    expect(page.locator(".hit .thumb")).to_have_count(24, timeout=30_000)  # the machine may be busy
     expect(page.locator(".ghost")).to_have_count(0)
     assert page.locator("#results").get_attribute("aria-busy") is None
 
