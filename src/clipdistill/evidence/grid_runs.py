@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from itertools import repeat
 from typing import Any
 
 from clipdistill.algebra.recipe import Recipe
@@ -74,8 +73,8 @@ def recipe_teachers(config: RunConfig, given: Collection[str] = ()) -> tuple[str
     Of those that are ``given``, batches that are made by comparing rows need the first.
     """
     batches = [config.batches.model_dump() | stage.batches for stage in config.stages] or [config.batches.model_dump()]
-    used = (used_teachers(*each) for each in zip(recipes_of(config), repeat(given), batches, strict=False))
-    return tuple(sorted(set().union(*used)))
+    stages = zip(recipes_of(config), batches, strict=True)
+    return tuple(sorted({letter for recipe, own in stages for letter in used_teachers(recipe, given, own)}))
 
 
 def recipes_of(config: RunConfig) -> list[Recipe]:

@@ -45,15 +45,20 @@ class Calibration:
 
     def probability(self, scores: ArrayLike, prior: float | None = None) -> Scores:
         """Return the probability of a match for cosines of any shape, where ``prior`` of all pairs match."""
-        shift = _logit(self.prior if prior is None else prior) - _logit(self.prior)
-        return _sigmoid(self.slope * np.asarray(scores, np.float64) + self.offset + shift)
+        curve = self.at(prior)
+        return _sigmoid(curve.slope * np.asarray(scores, np.float64) + curve.offset)
 
     def of_best(self, count: int) -> Calibration:
         """The curve for the best of ``count`` pictures of which one matches, fitted on pairs drawn at random.
 
         The best is not drawn at random: among many, one that does not match comes near as well.
         """
-        prior = 1 / max(2, count)
+        return self.at(1 / max(2, count))
+
+    def at(self, prior: float | None) -> Calibration:
+        """The same curve where ``prior`` of all pairs match, None for its own: another prior is a shift."""
+        if prior is None:
+            return self
         return replace(self, offset=self.offset + _logit(prior) - _logit(self.prior), prior=prior)
 
     def threshold(self, min_precision: float, prior: float | None = None) -> float:
@@ -62,8 +67,7 @@ class Calibration:
         Of the pairs above it a larger share matches. It may be above 1, where no cosine is enough. Raises
         :class:`SearchError` for a precision that is no probability between 0 and 1.
         """
-        shift = _logit(self.prior if prior is None else prior) - _logit(self.prior)
-        return (_logit(min_precision) - self.offset - shift) / self.slope
+        return (_logit(min_precision) - self.at(prior).offset) / self.slope
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers for JSON."""
