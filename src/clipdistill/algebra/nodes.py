@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from clipdistill.errors import RecipeError
 
@@ -73,12 +74,12 @@ class Node:
         """Whether its rows are not those of the batch."""
         return self.view in (BANK, CLASSES)
 
-    @property
+    @cached_property
     def layers(self) -> tuple[Node, ...]:
         """The nodes stacked in it, the first on top; itself, unless it is stacked."""
         return (replace(self, stacked=()), *self.stacked)
 
-    @property
+    @cached_property
     def parts(self) -> tuple[Node, ...]:
         """The plain nodes it is made of: itself, unless it is fused or stacked."""
         return tuple(part for layer in self.layers for part in (replace(layer, fused=()), *layer.fused))

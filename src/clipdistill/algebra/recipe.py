@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,12 @@ class Recipe:
     paper: str = ""
     notes: str = ""
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """Every node some term reads, sorted."""
         return tuple(sorted({node for term in self.terms for node in term.nodes}))
 
-    @property
+    @cached_property
     def teachers(self) -> tuple[str, ...]:
         """The letters of the teachers whose nodes or scales this recipe needs, sorted."""
         return tuple(sorted({letter for term in self.terms for letter in term.letters}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from clipdistill.algebra.nodes import STUDENT, Arrow, Node
@@ -83,14 +84,14 @@ class Term:
     reference: bool
     name: str
 
-    @property
+    @cached_property
     def ends(self) -> tuple[Node, ...]:
         """The nodes at the ends of its arrows, in order of appearance; fused and stacked ones as such."""
         arrows = (*self.arrows, *(arrow for target in self.like for arrow in target))
         asked = (*arrows, *([self.confidence] if self.confidence else []))
         return tuple(dict.fromkeys(node for arrow in asked for node in (arrow.anchor, arrow.other)))
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """The plain nodes this term reads, in order of appearance."""
         return tuple(dict.fromkeys(part for end in self.ends for part in end.parts))

@@ -80,7 +80,7 @@ def part(name: str, objects: int) -> Codes:
     Scenes are ordered by a hash and the order is cut at the shares of :data:`PARTS`: as random as a threshold on
     the hash, and the sizes are exact, which matters where a part holds only some 200 scenes of one object.
     """
-    order = _shuffled(_pairs() if objects == 2 else _singles(held_out=False), key64("parts of the scene space"))
+    order = _order(objects)
     start, stop = (round(share * len(order)) for share in PARTS[name])
     return order[start:stop]
 
@@ -98,6 +98,12 @@ def deal(codes: Codes, count: int, *key: object) -> Codes:
     rounds = -(-count // len(codes))
     decks = [_shuffled(codes, key64(*key, number)) for number in range(rounds)]
     return np.concatenate([codes[:0], *decks])[:count]
+
+
+@cache
+def _order(objects: int) -> Codes:
+    codes = _pairs() if objects == 2 else _singles(held_out=False)
+    return _shuffled(codes, key64("parts of the scene space"))
 
 
 @cache

@@ -20,7 +20,7 @@ in every fifth picture. ``zeroshot`` takes its seen combinations from the scenes
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from random import Random
 from urllib.parse import parse_qsl
 
@@ -182,11 +182,9 @@ class SceneSource:
     def _picture(self, number: int, copy: int) -> NDArray[np.uint8]:
         block, row = divmod(number, BLOCK)
         if (block, copy) not in self._blocks:
-            scenes = [self._scene(block * BLOCK + i) for i in range(BLOCK)]
+            scenes = tuple(self._scene(block * BLOCK + i) for i in range(BLOCK))
             key = key64("pictures", self.split, self.options.seed, block, copy)
-            pictures = draw(scenes, np.random.default_rng(key))
-            pictures.flags.writeable = False
-            self._blocks[block, copy] = pictures
+            self._blocks[block, copy] = _drawn(scenes, key)
         picture: NDArray[np.uint8] = self._blocks[block, copy][row]
         return picture
 
@@ -212,6 +210,14 @@ _PATTERN = ("pair", "pair", "pair", "pair", "single")
 _ZEROSHOT_PATTERN = ("single", "single", "held out")
 
 
+@lru_cache(16)  # 3.5 MB each; a split is often opened again, and drawing takes longer than many a use of it
+def _drawn(scenes: tuple[Scene, ...], key: int) -> NDArray[np.uint8]:
+    pictures = draw(scenes, np.random.default_rng(key))
+    pictures.flags.writeable = False
+    return pictures
+
+
+@lru_cache(16)  # shuffling takes as long
 def _deal(split: str, count: int, seed: int) -> Codes:
     """Deal the first ``count`` scenes of a split, kind by kind from its own shuffled deck."""
     pattern = _ZEROSHOT_PATTERN if split == "zeroshot" else _PATTERN

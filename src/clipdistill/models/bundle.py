@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,6 +129,11 @@ def _plain(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the packages that a model or a run depends on."""
+    return dict(_versions())
+
+
+@cache  # reads a file of each package
+def _versions() -> Mapping[str, str]:
     found = {}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
