@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from clipdistill.search.build import build_index
+from clipdistill.search.index import Index
 from clipdistill.search.searcher import Searcher
 from clipdistill.serve.app import create_app
 from clipdistill.serve.settings import Settings
@@ -33,6 +34,21 @@ def gallery(exported: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory
         draw_pictures(root / name, f"scenes:test?n={count}")
         build_index(str(root / name), exported[0], root / f"{name}.index", workers=0).close()
     return root
+
+
+def gallery_model(gallery: Path) -> Path:
+    """The model that ``photos.index`` was made with."""
+    return Index.open(gallery / "photos.index").model
+
+
+def kind(answer: httpx.Response) -> tuple[int, str]:
+    """The status of an answer, and the kind of error it tells of."""
+    return answer.status_code, answer.json()["error"]["type"]
+
+
+def status(client: httpx.Client, key: str) -> int:
+    """The status of an answer to who holds ``key``."""
+    return client.get("/api/indexes", headers={"Authorization": f"Bearer {key}"}).status_code
 
 
 @contextmanager
