@@ -1,7 +1,9 @@
-"""One small CLIP, exported once for all tests of a process that search."""
+"""What takes seconds to export and is exported once: a small CLIP for all tests that search, and equal graphs."""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +26,31 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         MAKERS["clip"](root / "model")
     export(root / "model", root / "onnx", precision="float32")
     return root / "onnx", load(str(root / "model"))
+
+
+@pytest.fixture(scope="session")
+def _graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.fixture
+def graphs_once(_graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what comes after: a tower that was written before is copied."""
+    from clipdistill.export import graphs, layout_immich, layout_javascript, onnx
+
+    write_graph = graphs.write_graph
+
+    def once(encoder: Any, side: Any, inputs: Any, path: Path, own_length: bool) -> None:
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in inputs.items()}
+        settings = getattr(encoder.module, "config", None)
+        digest = hashlib.sha256(f"{encoder.module} {settings} {side} {shapes} {own_length}".encode())
+        for name, tensor in encoder.module.state_dict().items():
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        written = _graphs / digest.hexdigest()
+        if not written.exists():
+            write_graph(encoder, side, inputs, path, own_length)
+            shutil.copyfile(path, written)
+        shutil.copyfile(written, path)
+
+    for module in (layout_immich, layout_javascript, onnx):
+        monkeypatch.setattr(module, "write_graph", once)

@@ -19,6 +19,8 @@ from playwright.sync_api import Page, sync_playwright
 from clipdistill.models.huggingface import load
 from transformers_js import installed
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 PAGE = DOCS / "tutorials" / "browser.md"
 CHROMIUM = shutil.which("chromium")
 

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from desk import PAGES, ROOT, blocks, run_page
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "browser.md"], ids=lambda page: page.name)
 def test_every_block_runs(page: Path, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from desk import ROOT
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

@@ -29,7 +29,7 @@ def left_in(folder: Path) -> set[str]:
 
 
 @pytest.fixture
-def classifier(make_model: Callable[[str], Path]) -> Path:
+def classifier(make_model: Callable[[str], Path], graphs_once: None) -> Path:
     """A model of pictures alone: the one that is exported quickest."""
     return make_model("pictures")
 
@@ -149,7 +149,9 @@ def test_pictures_are_needed_to_compare_pictures(classifier: Path, tmp_path: Pat
         export(classifier, tmp_path / "out", data=str(tmp_path / "words.txt"))
 
 
-def test_a_tower_that_has_no_graph_is_named(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tower_that_has_no_graph_is_named(
+    make_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def loaded(uri: str) -> Any:
         encoder: Any = load(uri)
 
@@ -163,7 +165,7 @@ def test_a_tower_that_has_no_graph_is_named(classifier: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(job, "load", loaded)
     with pytest.raises(ModelError, match="its image tower, a ResNetForImageClassification, cannot be written"):
-        export(classifier, tmp_path / "out")
+        export(make_model("pictures"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -206,12 +208,12 @@ def test_a_precision_by_name_is_measured_and_ships(
 
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_weights_too_large_for_one_file_ship_beside_their_graph(
-    precision: str, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, make_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
     monkeypatch.setattr(gate, "time_in_turn", lambda *graphs: gate.Timing(1.0, 1.0))  # nothing is faster
-    out = tmp_path / "out"
-    words = ["export", str(classifier), "--out", str(out), "--data", "scenes:test?n=12", "--precision", precision]
+    out, model = tmp_path / "out", make_model("pictures")
+    words = ["export", str(model), "--out", str(out), "--data", "scenes:test?n=12", "--precision", precision]
     assert main(words) == 0
     graph = out / "onnx" / "vision_model.onnx"
     weights = graph.with_name("vision_model.onnx.data")

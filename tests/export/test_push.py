@@ -20,6 +20,8 @@ from clipdistill.models.huggingface import load
 from export.layout_models import make_square
 from models.conftest import MAKERS, TOWER
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub as an upload of small files asks for."""
