@@ -26,9 +26,9 @@ sys.modules.pop("torchvision", None)
 # import torch for longer than it does anything.
 multiprocessing.set_forkserver_preload(["clipdistill.training.loop"])
 
-from exported_clip import _graphs, exported, graphs_once  # noqa: E402  # fixtures
+from exported_clip import exported, graphs_once  # noqa: E402  # fixtures
 
-__all__ = ["_graphs", "exported", "graphs_once"]
+__all__ = ["exported", "graphs_once"]
 
 #: What takes longest starts first: else one process would be left with it while the other has nothing more to do.
 _LONG = (

@@ -28,17 +28,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return root / "onnx", load(str(root / "model"))
 
 
-@pytest.fixture(scope="session")
-def _graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("graphs")
-
-
 @pytest.fixture
-def graphs_once(_graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def graphs_once(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what comes after: a tower that was written before is copied."""
     from clipdistill.export import graphs, layout_immich, layout_javascript, onnx
 
-    write_graph = graphs.write_graph
+    folder = tmp_path_factory.getbasetemp() / "graphs"
+    folder.mkdir(exist_ok=True)
 
     def once(encoder: Any, side: Any, inputs: Any, path: Path, own_length: bool) -> None:
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in inputs.items()}
@@ -46,10 +42,9 @@ def graphs_once(_graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         digest = hashlib.sha256(f"{encoder.module} {settings} {side} {shapes} {own_length}".encode())
         for name, tensor in encoder.module.state_dict().items():
             digest.update(name.encode() + tensor.numpy().tobytes())
-        written = _graphs / digest.hexdigest()
+        written = folder / f"{digest.hexdigest()}.onnx"
         if not written.exists():
-            write_graph(encoder, side, inputs, path, own_length)
-            shutil.copyfile(path, written)
+            graphs.write_graph(encoder, side, inputs, written, own_length)
         shutil.copyfile(written, path)
 
     for module in (layout_immich, layout_javascript, onnx):

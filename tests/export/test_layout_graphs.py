@@ -27,8 +27,6 @@ from clipdistill.models.huggingface import load
 from export.layout_models import left_in, make_square
 from transformers_js import NODE, installed
 
-pytestmark = pytest.mark.usefixtures("graphs_once")
-
 SMALL = "scenes:test?n=3"
 DOCS = Path(__file__).parents[2] / "docs"
 #: What TensorRT 10's table of operators of ONNX (docs/operators.md of onnx-tensorrt) lists as supported, of those that
