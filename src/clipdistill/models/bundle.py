@@ -127,13 +127,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
-def versions() -> dict[str, str]:
-    """Return the installed versions of the packages that a model or a run depends on."""
-    return dict(_versions())
-
-
 @cache  # reads a file of each package
-def _versions() -> Mapping[str, str]:
+def versions() -> Mapping[str, str]:
+    """Return the installed versions of the packages that a model or a run depends on."""
     found = {}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):

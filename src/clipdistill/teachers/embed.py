@@ -281,7 +281,7 @@ def _finish(job: Job) -> EmbeddingStore | None:
         transform=encoder.transform.to_dict() if encoder.transform and "I" in job.sides else None,
         views=job.views,
         precision=job.precision,
-        packages=versions(),
+        packages=dict(versions()),
         licences=tuple(chain([("teacher", settings["model"]["uri"])])),
     )
     return finish(job.folder, manifest)
