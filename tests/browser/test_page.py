@@ -47,12 +47,20 @@ def test_one_can_type_before_the_server_has_said_anything(opened: Opener, site: 
     held.clear()
     with page.expect_request("**/api/indexes"):
         page.reload(wait_until="commit")
+    page.get_by_text("Refine").click()
+    page.get_by_label("At least this likely").press("ArrowRight")
+    expect(page.locator("#least-told")).to_have_text("≥ 5 %")
     page.fill("#text", site.likely)
-    page.keyboard.press("Enter")
-    expect(page.locator(".hit")).to_have_count(24)
-    held[0].continue_()
+    with page.expect_request("**/api/indexes"):
+        page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Searching …")
+    body = asked(page, lambda: held[-1].continue_())
+    assert (body["texts"], body["min_precision"]) == ([site.likely], 0.05)
     expect(page.locator("#which")).to_be_visible()
-    expect(page.locator(".hit")).to_have_count(24)
+    expect(page.locator("#least-told")).to_have_text("≥ 5 %")
+    assert words(page) == {"q": [site.likely], "least": ["0.05"]}
+    likely = [hit for hit in everything(site) if hit.probability >= 0.05]
+    expect(page.locator(".hit")).to_have_count(min(24, len(likely)))
 
 
 def test_hits_show_what_was_found(opened: Opener, site: Site) -> None:

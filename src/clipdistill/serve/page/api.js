@@ -62,7 +62,7 @@ function failure(response, error) {
   return new Failure(error.param ? "field" : "wrong", message, { param: error.param });
 }
 
-export const indexes = async () => (await ask("/api/indexes")).indexes;
+export const indexes = async (signal) => (await ask("/api/indexes", { signal })).indexes;
 
 /** Search one index, as the server describes it, for a state; gives the server's answer, and `whole`: its milliseconds as seen from here. */
 export async function search(state, index, signal, changes = {}) {

@@ -66,17 +66,20 @@ const acts = {
 
 // ---- Searching
 
-/** Search for the state and show what comes; a newer search ends an older one. */
+/** Search for the state and show what comes; a newer search ends an older one. The first asks for the indexes too. */
 async function run() {
   running.abort();
   running = new AbortController();
   stopWaiting();
   const { signal } = running;
-  if (!asks(state)) return draw(showWelcome);
-  const slow = setTimeout(() => draw(showSearching), SLOW);
+  const slow = asks(state) ? setTimeout(() => draw(showSearching), SLOW) : undefined;
   $("results").setAttribute("aria-busy", "true");
   try {
-    const view = state.compare.length ? await compared(signal) : await searched(signal);
+    if (!indexes.length) {
+      indexes = await askIndexes(signal);
+      offer(state, indexes, acts); // what was typed meanwhile stays
+    }
+    const view = !asks(state) ? showWelcome : state.compare.length ? await compared(signal) : await searched(signal);
     clearTimeout(slow);
     draw(view);
   } catch (error) {
@@ -114,7 +117,7 @@ function fail(error) {
     complain(placed(error.message, state.where, filter(state)));
     return;
   }
-  draw(() => showFailed(error, acts));
+  draw(() => showFailed(error));
 }
 
 // ---- Views
@@ -140,10 +143,10 @@ function showNone() {
   fill();
 }
 
-function showFailed(error, ways) {
+function showFailed(error) {
   stopWaiting();
   showNone();
-  const { element, stop } = failed(error, ways);
+  const { element, stop } = failed(error, acts);
   stopWaiting = stop;
   told(element.querySelector("h2").textContent, "", true);
   fill(element);
@@ -211,7 +214,7 @@ $("key-form").addEventListener("submit", (event) => {
   keepKey($("key").value.trim());
   $("key").value = "";
   $("key-form").hidden = true;
-  start();
+  run();
 });
 
 // ---- Pictures
@@ -261,9 +264,7 @@ $("form").addEventListener("submit", (event) => {
   change({});
 });
 for (const id of ["without", "where", "least", "distinct"]) $(id).addEventListener("change", () => change({}));
-$("least").addEventListener("input", () => {
-  sure(collect(state).least);
-});
+$("least").addEventListener("input", () => sure(true));
 $("index").addEventListener("change", () => change({ index: $("index").value }));
 $("compare").addEventListener("click", () => {
   const names = [current().name, ...indexes.map((index) => index.name).filter((other) => other !== current().name)];
@@ -322,18 +323,6 @@ function talk(code) {
 
 // ---- Start
 
-async function start() {
-  try {
-    indexes = await askIndexes();
-    offer(state, indexes, acts); // what was typed meanwhile stays
-    await run();
-  } catch (error) {
-    if (!error.kind) throw error;
-    if (error.kind === "key") return askKey();
-    draw(() => showFailed(error, { ...acts, again: start }));
-  }
-}
-
 const wanted = stored("language") ?? navigator.languages.find((code) => /^(en|zh)\b/i.test(code)) ?? "en";
 talk(wanted.slice(0, 2).toLowerCase());
 state = read(location.search, window.history.state);
@@ -342,4 +331,4 @@ remember("replaceState");
 document.title = titled();
 $("refine").open = Boolean(state.without || state.where || state.least || state.distinct);
 if (!asks(state)) $("text").focus();
-start();
+run();

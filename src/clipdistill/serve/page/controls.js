@@ -31,7 +31,7 @@ export function present(state, indexes, acts) {
 
 /** Write what is around that which is typed: it depends on the indexes, and speaks a language. */
 export function offer(state, indexes, acts) {
-  sure(state.least, likely(state, indexes));
+  sure(likely(state, indexes));
   note(state.pictureGone ? say("pictureGone") : state.picture ? say("pictureStays") : "");
   const used = [state.without, state.where.trim(), state.least, state.distinct].filter(Boolean).length;
   $("refined").hidden = !used;
@@ -41,14 +41,16 @@ export function offer(state, indexes, acts) {
   choose(state, indexes, acts);
 }
 
-/** Whether the slider means anything to the index that is searched, or to any of those that are compared. */
+/** Whether the slider may mean something to the index that is searched, or to any of those that are compared. */
 function likely(state, indexes) {
+  if (!indexes.length) return true; // the server has not told them yet
   const names = state.compare.length ? state.compare : [state.index || indexes[0]?.name];
   return indexes.some((index) => names.includes(index.name) && likelihoods(state, index));
 }
 
 /** Tell what the slider stands at, or that there is nothing to set. */
-export function sure(least, able = true) {
+export function sure(able) {
+  const least = Number($("least").value);
   $("least").disabled = !able;
   const share = say("likely", { share: percent(least) });
   $("least-told").textContent = !able ? say("unsure") : least ? `≥ ${share}` : say("any");
