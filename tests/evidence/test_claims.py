@@ -15,6 +15,7 @@ from test_report_page import Tree
 from clipdistill.errors import ConfigError
 from clipdistill.evidence.claims import Judged, judge
 from clipdistill.evidence.grid import Grid, make_grid
+from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.measure import Measured
 from clipdistill.evidence.outcome import Outcome, Trial
 from clipdistill.evidence.report.claims_page import claims_table
@@ -57,10 +58,11 @@ def outcome(seeds: int = 3) -> Outcome:
         return Measured(cell, 100 + len(cell), 60, 40, {"mean_recall": RECALL[cell][seed]}, {"image_ms": 2.0}, cosines)
 
     trials = {
-        cell: {(3, 5, 8)[seed]: Trial(measured(cell, seed), 10.0 + seed) for seed in range(seeds)} for cell in RECALL
+        cell: {Draw((3, 5, 8)[seed]): Trial(measured(cell, seed), 10.0 + seed) for seed in range(seeds)}
+        for cell in RECALL
     }
-    teacher = Measured("t", 500, 300, 200, {"mean_recall": 51.0}, {"image_ms": 5.0})
-    return Outcome(trials, "base", ("mean_recall",), teacher, {"teacher": teacher}, dict.fromkeys(RECALL, "teacher"))
+    teachers = {"teacher": {None: Measured("t", 500, 300, 200, {"mean_recall": 51.0}, {"image_ms": 5.0})}}
+    return Outcome(trials, "base", ("mean_recall",), teachers, dict.fromkeys(RECALL, "teacher"))
 
 
 def judged(seeds: int = 3, **changes: Any) -> Judged:

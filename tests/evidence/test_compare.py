@@ -27,6 +27,7 @@ from clipdistill.evidence import measure, running
 from clipdistill.evidence.cells import Known, jobs, teacher_jobs
 from clipdistill.evidence.compare import compare, compare_runs, tables
 from clipdistill.evidence.grid import METRICS, Grid, make_grid
+from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.measure import Measured
 from clipdistill.evidence.outcome import Outcome, Trial
 from clipdistill.evidence.report.grid_page import grid_page, write_grid_report
@@ -93,9 +94,9 @@ def refuse(*_: Any, **__: Any) -> Any:
 
 def test_students_start_alike_and_share_the_teachers_width_and_tokenizer(done: tuple[Outcome, Path]) -> None:
     known = Known()
-    (first,) = teacher_jobs(grid(), done[1], known)
-    work = jobs(grid(), done[1], known, {"teacher": str(first.student)})
-    assert [(job.cell, job.seed) for job in work] == [("clip", 0), ("feature", 0), ("clip", 1), ("feature", 1)]
+    first = teacher_jobs(grid(), done[1], known)[None]["teacher"]
+    work = jobs(grid(), done[1], known, {None: {"teacher": str(first.student)}})
+    assert [(job.cell, job.draw.seed) for job in work] == [("clip", 0), ("feature", 0), ("clip", 1), ("feature", 1)]
     assert all(job.is_finished for job in work)
     clip, feature, other_seed = (prepare(job.config).student for job in work[:3])
     ours, theirs, others = (dict(one.module.state_dict()) for one in (clip, feature, other_seed))
@@ -212,7 +213,7 @@ def test_an_interrupted_run_goes_on(copy: Path, done: tuple[Outcome, Path], monk
     broken = run_of(copy, "feature", 0)
     shutil.rmtree(broken)
     trained = str(next((copy / "teacher").iterdir()) / "student")
-    work = jobs(grid(), copy, Known(), {"teacher": trained})
+    work = jobs(grid(), copy, Known(), {None: {"teacher": trained}})
     with monkeypatch.context() as patch:
         fail_at_step(patch, 4)
         with pytest.raises(RuntimeError, match="power cut"):
@@ -221,7 +222,7 @@ def test_an_interrupted_run_goes_on(copy: Path, done: tuple[Outcome, Path], monk
     assert not (broken / "student").exists()
     monkeypatch.chdir(copy.parent)  # the teacher's tokenizer is named otherwise
     out = Path(copy.name)
-    run_all(jobs(grid(), out, Known(), {"teacher": str(Path(trained).relative_to(copy.parent))}))
+    run_all(jobs(grid(), out, Known(), {None: {"teacher": str(Path(trained).relative_to(copy.parent))}}))
     assert same_weights(broken, run_of(done[1], "feature", 0))
 
 
@@ -234,7 +235,7 @@ def test_a_teacher_stays_where_batches_compare_its_rows_or_a_copy_of_it_is_prune
         "chosen": {"recipe": "clip", "batches": {"select": "learnability", "super_batch": 2}},
         "staged": {"recipe": "clip", "stages": [{"batches": {"neighbours": 2}}, {}]},
     }
-    work = {job.cell: job.config for job in jobs(grid(cells=cells, seeds=[0]), done[1], Known(), trained)}
+    work = {job.cell: job.config for job in jobs(grid(cells=cells, seeds=[0]), done[1], Known(), {None: trained})}
     assert {cell: config.teachers for cell, config in work.items()} == {
         "clip": {},
         "chosen": {"T": trained["teacher"]},
@@ -243,7 +244,7 @@ def test_a_teacher_stays_where_batches_compare_its_rows_or_a_copy_of_it_is_prune
     base = {"data": "scenes:train?n=64&seed=1", "train": TRAIN}
     cell = {"recipe": "clip", "teacher": "teacher", "prune": {"sparsity": 0.5}}
     pruned = grid(base=base, cells={"pruned": cell}, seeds=[0])
-    (job,) = jobs(pruned, done[1], Known(), trained)
+    (job,) = jobs(pruned, done[1], Known(), {None: trained})
     assert (job.config.teachers, job.config.student.pretrained) == ({}, trained["teacher"])
 
 
@@ -259,7 +260,7 @@ def test_learning_curves_belong_to_the_pictures_not_to_their_address(
 
     def names(uri: str) -> list[str]:
         found = grid("evaluate.every=2", evaluate={"retrieval": uri})
-        return [job.folder.name for job in jobs(found, done[1], Known(), trained)]
+        return [job.folder.name for job in jobs(found, done[1], Known(), {None: trained})]
 
     before = names(str(tried))
     monkeypatch.chdir(tmp_path)
@@ -304,7 +305,7 @@ def test_a_process_that_fails_is_named_and_starts_no_other(
         def close(self) -> None:
             pass
 
-    work = jobs(grid("train.lr=0.5", "teacher=null", cells={"clip": {"recipe": "clip"}}), copy, Known(), {})
+    work = jobs(grid("train.lr=0.5", "teacher=null", cells={"clip": {"recipe": "clip"}}), copy, Known(), {None: {}})
     monkeypatch.setattr(running, "Worker", Failing)
     monkeypatch.setattr(running, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
     with pytest.raises(kind, match=message):
@@ -351,8 +352,14 @@ def trial(value: float, **more: Any) -> Trial:
 
 
 def test_the_best_is_marked_and_names_are_safe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trials = {"clip": {0: trial(40.0), 1: trial(41.0)}, NASTY: {0: trial(50.0), 1: trial(51.5)}, "x": {0: trial(50.8)}}
-    outcome = Outcome(trials, "clip", ("mean_recall",), trial(60.5).measured)
+    one, two = Draw(0), Draw(1)
+    trials = {
+        "clip": {one: trial(40.0), two: trial(41.0)},
+        NASTY: {one: trial(50.0), two: trial(51.5)},
+        "x": {one: trial(50.8)},
+    }
+    teachers = {"teacher": {None: trial(60.5).measured}}
+    outcome = Outcome(trials, "clip", ("mean_recall",), teachers, dict.fromkeys(trials, "teacher"))
     lines = outcome.lines("mean_recall")
     assert [line.best for line in lines] == [False, True, True], "50.75 and 50.8 read the same"
     assert [line.closed for line in lines] == [None, pytest.approx(51.25), pytest.approx(51.5)]
@@ -376,8 +383,8 @@ def test_the_best_is_marked_and_names_are_safe(tmp_path: Path, capsys: pytest.Ca
 def test_teachers_may_lie_in_folders_with_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    given = trial(60.5).measured
-    outcome = Outcome({"clip": {0: trial(40.0)}}, "clip", ("mean_recall",), given, {"teacher: [/v1]/[b]": given})
+    given = {"teacher: [/v1]/[b]": {None: trial(60.5).measured}}
+    outcome = Outcome({"clip": {Draw(0): trial(40.0)}}, "clip", ("mean_recall",), given)
     Console(width=160).print(*tables(outcome))
     assert "teacher: [/v1]/[b]" in capsys.readouterr().out
 

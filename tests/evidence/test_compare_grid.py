@@ -58,8 +58,8 @@ def test_overrides_reach_the_base_and_the_grids_own_keys() -> None:
     grid = make_grid(data, [*words, "metrics=[zeroshot_acc5]", "evaluate.retrieval=null"])
     assert all(cell.train.lr == 0.25 for cell in grid.cells.values())
     assert (grid.seeds, grid.baseline, grid.metrics) == ((5,), "feature", ("zeroshot_acc5",))
-    assert grid.teacher is not None
-    assert grid.teacher.train.steps == 9
+    (teacher,) = grid.teachers["teacher"]
+    assert teacher.train.steps == 9
     assert make_grid(data, seeds=2).seeds == (0, 1)
     assert data["base"]["train"] == {"steps": 4, "batch_size": 16}, "the data given are left alone"
 

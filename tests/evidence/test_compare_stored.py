@@ -16,6 +16,7 @@ from clipdistill.evidence import cells, measure, running
 from clipdistill.evidence.cells import Job, Known
 from clipdistill.evidence.compare import compare
 from clipdistill.evidence.grid import Grid, make_grid
+from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.outcome import Outcome
 from clipdistill.evidence.running import Worker, cores, fitting, free_memory, run_all
 from clipdistill.models.huggingface import load
@@ -55,9 +56,8 @@ def test_each_teacher_is_embedded_once_and_every_cell_trains_from_it(done: tuple
         assert config.augment not in ("whole", "stored"), "students see the views that live teachers would share"
         student = load(str(run_of(out, cell, 0) / "student"))
         assert (student.width, student.tokenizer.get_vocab()) == (24, load(str(teacher)).tokenizer.get_vocab())
-    assert outcome.teacher is not None
-    assert outcome.teacher.uri == str(teacher), "gaps and cosines are to the model behind the store"
-    assert outcome.trials["feature"][0].measured.cosines.keys() == {"image", "text"}
+    assert outcome.teachers["teacher"][None].uri == str(teacher), "gaps and cosines are to the model behind the store"
+    assert outcome.trials["feature"][Draw(0)].measured.cosines.keys() == {"image", "text"}
 
 
 def test_finished_cells_are_known_again_elsewhere_and_without_their_store(
@@ -79,7 +79,7 @@ def test_a_stored_run_is_another_than_a_live_one_and_a_cell_may_stay_live(
     trained = {"teacher": str(next((done[1] / "teacher").iterdir()) / "student")}
 
     def folders(one: Grid) -> dict[str, Job]:
-        return {job.cell: job for job in cells.jobs(one, tmp_path, Known(), trained)}
+        return {job.cell: job for job in cells.jobs(one, tmp_path, Known(), {None: trained})}
 
     stored, live = folders(grid()), folders(grid("stored=false"))
     mixed = folders(grid(cells={**CELLS, "kd": {"recipe": "clip-kd", "stored": False}}))
@@ -87,7 +87,7 @@ def test_a_stored_run_is_another_than_a_live_one_and_a_cell_may_stay_live(
     assert stored["kd"].folder != live["kd"].folder == mixed["kd"].folder
     assert mixed["feature"].folder == stored["feature"].folder
     scores = {"soft": {"recipe": "vanilla-kd"}}
-    (job,) = cells.jobs(grid(cells=scores, baseline="soft"), tmp_path, Known(), trained)
+    (job,) = cells.jobs(grid(cells=scores, baseline="soft"), tmp_path, Known(), {None: trained})
     assert job.config.teachers == {"T": trained["teacher"]}, "a store holds no class scores"
 
 
@@ -178,7 +178,7 @@ def test_a_worker_measures_trains_and_outlives_a_run_that_fails(tmp_path: Path) 
         found = worker.ask(measure=[str(good)], threads=1, log=str(log))
         assert found["peak"] > 50e6
         assert not (tmp_path / "good").exists()
-        job = Job("bad", 0, load_run(bad))
+        job = Job("bad", Draw(0), load_run(bad))
         with pytest.raises(TrainingError, match=r"bad, seed 0: the run failed \(status 1\)(.|\n)*nowhere"):
             running._train(worker, job, 1)
         assert worker.ask(file=str(good), resume=False, threads=1, log=str(log)) == {"status": 0}
@@ -192,6 +192,8 @@ def test_a_worker_measures_trains_and_outlives_a_run_that_fails(tmp_path: Path) 
 
 def test_a_single_run_needs_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "Worker", refuse)
-    job = Job("one", 0, tiny_run(tmp_path / "one", student={**STUDENT, "vocab_size": 520}, train={**TRAIN, "steps": 1}))
+    job = Job(
+        "one", Draw(0), tiny_run(tmp_path / "one", student={**STUDENT, "vocab_size": 520}, train={**TRAIN, "steps": 1})
+    )
     run_all([job], None)
     assert job.is_finished

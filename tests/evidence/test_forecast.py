@@ -18,6 +18,7 @@ from clipdistill.evidence import running
 from clipdistill.evidence.compare import compare
 from clipdistill.evidence.forecast import DRAWS, WORTH, Expected, Forecast, Group, fit, forecasts, groups
 from clipdistill.evidence.grid import Grid, make_grid
+from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.measure import Measured
 from clipdistill.evidence.outcome import Outcome, Trial
 from clipdistill.evidence.report.forecast_page import told
@@ -136,7 +137,7 @@ def test_seeds_of_curves_lie_above_or_below_together() -> None:
     def outcome(offsets: Sequence[float]) -> Outcome:
         curves = [{s: {"mean_recall": 60 + o - 30 * (s / 2) ** -0.7} for s in steps} for o in offsets]
         measured = Measured("x", 1, 1, 0, {"mean_recall": 50.0}, {})
-        return Outcome({"a": {n: Trial(measured, None, c) for n, c in enumerate(curves)}}, "a", ("mean_recall",))
+        return Outcome({"a": {Draw(n): Trial(measured, None, c) for n, c in enumerate(curves)}}, "a", ("mean_recall",))
 
     group = [Group("curve", {"a": 16.0})]
     (together,), (apart,) = (forecasts(group, outcome(offsets)) for offsets in ([0, 0, 0], [-5, 0, 5]))

@@ -81,7 +81,7 @@ def test_students_of_the_recipe_best_see_as_many_pictures_as_the_others() -> Non
 
 def test_students_of_the_recipe_best_are_as_small_as_its_claims_say() -> None:
     grid = load_grid(str(PAPERS.with_name("best.yaml")))
-    teacher = grid.teachers["teacher"].student
+    teacher = grid.teachers["teacher"][0].student
     source = pairs("scenes:teacher?n=2000")
     captions = [caption for row in range(len(source)) for caption in source[row].captions]
     tokenizer = train_tokenizer(captions, teacher.vocab_size, 32)

@@ -70,7 +70,7 @@ def test_a_grid_over_a_store_begins_every_student_alike(tmp_path: Path, store: P
     }
     outcome, _ = compare(make_grid(grid), tmp_path / "grid")
     assert set(outcome.trials) == {"clip", "kd"}
-    assert outcome.teacher is not None
+    assert outcome.teachers.keys() == {"teacher"}
     widths = {
         json.loads(path.read_text())["projection_dim"] for path in (tmp_path / "grid").rglob("student/config.json")
     }

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from clipdistill.config import make_run
 from clipdistill.errors import ClipdistillError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
+from clipdistill.evidence import running
 from clipdistill.evidence.cells import Known, jobs, teacher_jobs
-from clipdistill.evidence.compare import compare
+from clipdistill.evidence.compare import compare, tables
 from clipdistill.evidence.grid import Grid, make_grid
+from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.measure import cosines
 from clipdistill.models.huggingface import load
 from clipdistill.teachers.embed import embed
@@ -44,7 +51,7 @@ def grid(*words: str, **changes: Any) -> Grid:
 
 def test_cells_learn_from_the_teacher_they_name_or_the_first(tmp_path: Path) -> None:
     found, known = grid(), Known()
-    firsts = teacher_jobs(found, tmp_path, known)
+    firsts = list(teacher_jobs(found, tmp_path, known)[None].values())
     assert [(job.cell, job.folder.parent) for job in firsts] == [
         ("teacher", tmp_path / "teacher"),
         ("large", tmp_path / "teachers" / "large"),
@@ -52,7 +59,7 @@ def test_cells_learn_from_the_teacher_they_name_or_the_first(tmp_path: Path) -> 
     for job in firsts:
         distill(job.config)
     trained = {job.cell: str(job.student) for job in firsts}
-    runs = {job.cell: job.config for job in jobs(found, tmp_path, known, trained)}
+    runs = {job.cell: job.config for job in jobs(found, tmp_path, known, {None: trained})}
     assert {cell: run.teachers for cell, run in runs.items()} == {
         "clip": {},
         "first": {"T": trained["teacher"]},
@@ -69,10 +76,10 @@ def test_cells_learn_from_the_teacher_they_name_or_the_first(tmp_path: Path) -> 
 
 
 def test_overrides_reach_a_teacher_by_its_name_and_runs_by_letter() -> None:
-    assert grid("teachers.large.train.steps=7").teachers["large"].train.steps == 7
+    assert grid("teachers.large.train.steps=7").teachers["large"][0].train.steps == 7
     given = grid("teachers.U=models/other", teacher=None, teachers=None, cells={"a": {"recipe": "clip"}})
     assert given.cells["a"].teachers == {"U": "models/other"}
-    assert given.teacher is None
+    assert given.teachers == {}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +94,13 @@ def test_overrides_reach_a_teacher_by_its_name_and_runs_by_letter() -> None:
         ({"teachers": {"../x": TEACHER}}, "a teacher's name is also a folder's"),
         ({"teachers": {"large": {**TEACHER, "out": "x"}}}, "teachers, large: a grid sets 'out' for its teacher"),
         ({"teachers": [TEACHER]}, "teachers: expected keys and values"),
+        ({"teacher": {**TEACHER, "seed": [1, 1]}}, "teacher, seed: expected a number or a list of different ones"),
+        ({"teacher": {**TEACHER, "seed": []}}, "teacher, seed: expected a number or a list of different ones"),
+        ({"teacher": {**TEACHER, "seed": [1, "x"]}}, "teacher: seed"),
+        (
+            {"teacher": {**TEACHER, "seed": [1, 2]}, "teachers": {"large": {**TEACHER, "seed": [1, 2, 3]}}},
+            "teachers of different numbers of seeds: teacher has 2, large has 3",
+        ),
         (
             {"cells": {"a": {"recipe": "clip", "stored": 1}}},
             "cell a, stored: expected true, false or a number of views",
@@ -102,9 +116,9 @@ def test_mistakes_are_found_before_training(changes: dict[str, Any], message: st
 def test_a_cell_may_keep_its_teacher_live(tmp_path: Path) -> None:
     cells = {"stored": {"recipe": "feature"}, "live": {"recipe": "feature", "stored": False}}
     found, known = grid(stored=True, cells=cells, teachers=None), Known()
-    (first,) = teacher_jobs(found, tmp_path, known)
+    first = teacher_jobs(found, tmp_path, known)[None]["teacher"]
     distill(first.config)
-    runs = {job.cell: job.config for job in jobs(found, tmp_path, known, {"teacher": str(first.student)})}
+    runs = {job.cell: job.config for job in jobs(found, tmp_path, known, {None: {"teacher": str(first.student)}})}
     assert runs["live"].teachers == {"T": str(first.student)}
     assert runs["stored"].teachers.keys() == {"T"}
     assert runs["stored"].teachers["T"].startswith(str(tmp_path / "stores"))
@@ -120,11 +134,11 @@ def test_cells_are_set_beside_the_teacher_they_were_given(tmp_path: Path) -> Non
     }
     found = grid(cells=cells, teacher=None, teachers=None)
     outcome, _ = compare(found, tmp_path / "out")
-    assert set(outcome.known_teachers) == {f"teacher: {model}" for model in models.values()}
+    assert set(outcome.teachers) == {f"teacher: {model}" for model in models.values()}
     tasks = Tasks.open(**found.evaluate.uris())
     for name, model in models.items():
         teacher = evaluate({name: load(model)}, tasks)[0]
-        measured = outcome.trials[name][0].measured
+        measured = outcome.trials[name][Draw(0)].measured
         student = evaluate({name: load(measured.uri)}, tasks)[0]
         assert outcome.top(name, "mean_recall") == pytest.approx(teacher.metrics["mean_recall"])
         assert measured.cosines == pytest.approx(cosines(student, teacher))
@@ -161,3 +175,55 @@ def test_a_run_is_another_when_what_it_names_has_changed(tmp_path: Path) -> None
     third = [content(**run) for run in runs]
     assert third[0] == second[0], "the store is what it was"
     assert not set(third[1:]) & set(second[1:])
+
+
+def test_a_teacher_of_several_seeds(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every teacher teaches every run; differences are paired by both seeds, and gaps are to the runs' own teachers."""
+    cells = {"clip": {"recipe": "clip"}, "first": {"recipe": "feature"}, "other": TWO["mobileclip"]}
+    claims = [{"claim": "more", "says": "It helps.", "source": "us", "expect": ["first > clip", "first ~ teacher"]}]
+    found = grid("teacher.seed=[4, 7]", cells=cells, seeds=[0, 1], claims=claims)
+    outcome, page = compare(found, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
+    recall = {
+        (r["cell"], r["teacher_seed"], r["seed"]): float(r["value"]) for r in rows if r["metric"] == "mean_recall"
+    }
+    draws = [(teacher, seed) for teacher in "47" for seed in "01"]
+    assert set(recall) == {
+        *((cell, *draw) for cell in cells for draw in draws),
+        *((name, teacher, "") for name in ("teacher", "large") for teacher in "47"),
+    }
+    assert recall["teacher", "4", ""] != recall["teacher", "7", ""]
+    assert recall["large", "4", ""] == recall["large", "7", ""], "one seed is one teacher"
+    assert len(list((tmp_path / "teachers" / "large").iterdir())) == 1
+
+    apart = [recall["first", teacher, seed] - recall["clip", teacher, seed] for teacher, seed in draws]
+    line = next(line for line in outcome.lines("mean_recall") if line.cell == "first")
+    half = 3.182446 * np.std(apart, ddof=1) / 2
+    assert line.difference is not None
+    wanted = (np.mean(apart), np.mean(apart) - half, np.mean(apart) + half)
+    assert astuple(line.difference) == pytest.approx(wanted, abs=1e-3)
+    beside = [recall["first", teacher, seed] - recall["teacher", teacher, ""] for teacher, seed in draws]
+    more, near = outcome.claims[0].found
+    assert (more.evidence, near.evidence) == ("4 of 2 teachers", "4 of 2 teachers")
+    assert near.difference.mean == pytest.approx(np.mean(beside), abs=1e-3)
+    tops = np.mean([recall["teacher", teacher, ""] for teacher in "47"])
+    assert outcome.top("first", "mean_recall") == pytest.approx(tops, abs=1e-3)
+    means = {cell: [np.mean([recall[cell, teacher, seed] for seed in "01"]) for teacher in "47"] for cell in cells}
+    assert outcome.by_teacher("mean_recall")["other"] == pytest.approx(means["other"], abs=1e-3)
+
+    Console(width=160).print(*tables(outcome))
+    assert "Both directions, mean recall, by the teacher's seed" in capsys.readouterr().out
+    assert f"{means['first'][1]:.1f}" in page.read_text().partition("by the teacher's seed</th>")[2]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["models"]["first"]["seeds"], report["models"]["first"]["teacher_seeds"]) == ([0, 1], [4, 7])
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("this has been done before")
+
+    monkeypatch.setattr(running, "distill", refuse)
+    alone, _ = compare(grid("teacher.seed=7", cells=cells, seeds=[0, 1]), tmp_path)
+    for cell in cells:
+        assert list(alone.figures(cell, "mean_recall")) == [Draw(0), Draw(1)]
+        assert alone.figures(cell, "mean_recall") == {
+            Draw(draw.seed): value for draw, value in outcome.figures(cell, "mean_recall").items() if draw.teacher == 7
+        }

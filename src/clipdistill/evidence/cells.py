@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from clipdistill.data.sources import pairs
 from clipdistill.data.views import Augmentation
 from clipdistill.errors import ModelError
 from clipdistill.evidence.grid import Grid
-from clipdistill.evidence.grid_runs import LETTER, TEACHER, main_teacher, recipe_teachers, recipes_of
+from clipdistill.evidence.grid_runs import LETTER, TEACHER, Draw, main_teacher, recipe_teachers, recipes_of
 from clipdistill.files import checksum
 from clipdistill.models.bundle import RECORD
 from clipdistill.models.fingerprints import tokenizer_text
@@ -37,10 +38,10 @@ from clipdistill.training.run_folder import CONFIG, FREE, STUDENT
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a grid: its cell, its seed, and its whole configuration."""
+    """One run of a grid: its cell, its seeds, and its whole configuration."""
 
     cell: str
-    seed: int
+    draw: Draw
     config: RunConfig
 
     @property
@@ -64,7 +65,7 @@ class Job:
         return (self.folder / CONFIG).is_file()
 
     def __str__(self) -> str:
-        return f"{self.cell}, seed {self.seed}"
+        return f"{self.cell}, {self.draw}"
 
 
 @dataclass(frozen=True)
@@ -176,28 +177,31 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
-def teacher_jobs(grid: Grid, out: Path, known: Known) -> list[Job]:
-    """The runs that make the grid's own teachers."""
+def teacher_jobs(grid: Grid, out: Path, known: Known) -> dict[int | None, dict[str, Job]]:
+    """The runs that make the grid's own teachers, for each of ``grid.teacher_seeds``, by name."""
     folders = {name: out / TEACHER if name == TEACHER else out / "teachers" / name for name in grid.teachers}
-    return [_job(name, run.seed, run, folders[name], known) for name, run in grid.teachers.items()]
+    made = {
+        name: [_job(name, Draw(run.seed), run, folders[name], known) for run in runs]
+        for name, runs in grid.teachers.items()
+    }
+    return {seed: {name: own[at] for name, own in made.items()} for at, seed in enumerate(grid.teacher_seeds)}
 
 
-def jobs(grid: Grid, out: Path, known: Known, trained: Mapping[str, str]) -> list[Job]:
-    """All runs of the cells, seed by seed; ``trained`` are the grid's own teachers by name, which are there by now.
+def jobs(grid: Grid, out: Path, known: Known, trained: Mapping[int | None, Mapping[str, str]]) -> list[Job]:
+    """All runs of the cells, seed by seed; ``trained`` are the grid's own teachers, as in :func:`teacher_jobs`.
 
     Every student takes its joint width and tokenizer from the teacher, also where its recipe has no use for one, so
     that all students of a shape begin with the same weights, but for what a teacher changes about the first ones
     (:mod:`clipdistill.models.starts`).
     """
     found = []
-    first = dict(zip([LETTER], trained.values(), strict=False))
-    for seed in grid.seeds:
-        for cell, config in grid.cells.items():
-            teachers = first | {letter: trained.get(uri, uri) for letter, uri in config.teachers.items()}
-            whole = _with_teachers(config, teachers, known).model_copy(update={"seed": seed})
-            if cell in grid.stored:
-                whole = _on_stores(whole, out / "stores", known, grid.stored[cell])
-            found.append(_job(cell, seed, _watched(whole, grid.evaluate), out / "cells" / cell, known))
+    for (teacher, own), seed, (cell, config) in product(trained.items(), grid.seeds, grid.cells.items()):
+        first = dict(zip([LETTER], own.values(), strict=False))
+        teachers = first | {letter: own.get(uri, uri) for letter, uri in config.teachers.items()}
+        whole = _with_teachers(config, teachers, known).model_copy(update={"seed": seed})
+        if cell in grid.stored:
+            whole = _on_stores(whole, out / "stores", known, grid.stored[cell])
+        found.append(_job(cell, Draw(seed, teacher), _watched(whole, grid.evaluate), out / "cells" / cell, known))
     return found
 
 
@@ -239,9 +243,9 @@ def _on_stores(config: RunConfig, folder: Path, known: Known, views: int) -> Run
     return config.model_copy(update={"teachers": teachers})
 
 
-def _job(cell: str, seed: int, config: RunConfig, parent: Path, known: Known) -> Job:
-    out = parent / f"seed-{seed}-{known.content(config)}"
-    return Job(cell, seed, config.model_copy(update={"out": str(out)}))
+def _job(cell: str, draw: Draw, config: RunConfig, parent: Path, known: Known) -> Job:
+    out = parent / f"seed-{draw.seed}-{known.content(config)}"
+    return Job(cell, draw, config.model_copy(update={"out": str(out)}))
 
 
 def _with_teachers(config: RunConfig, teachers: dict[str, str], known: Known) -> RunConfig:

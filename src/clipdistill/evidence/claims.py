@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipdistill.errors import ConfigError, did_you_mean
+from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.statistics import Difference, correlation, paired_difference
 
 if TYPE_CHECKING:
@@ -75,19 +76,13 @@ class Comparison:
         return f"{self.left} {self.sign} {self.right}{within}"
 
     def found(self, outcome: Outcome, claim: str) -> Found:
-        """Compare the means over the seeds that both cells have; a teacher's figure is the same for every seed."""
-        difference = paired_difference(*_by_seed(self, outcome, claim))
+        """Compare the means over the seeds that both cells have; a teacher's figure is the same for all it taught."""
+        difference = paired_difference(*_by_draw(self, outcome, claim))
         if difference is None:
             raise ConfigError(f"claim {claim}: the cells {self.left} and {self.right} share no seed.")
-        seeds = len(set.intersection(*(set(outcome.trials[cell]) for cell in self.cells if cell in outcome.trials)))
+        draws = set.intersection(*(set(outcome.trials[cell]) for cell in self.cells if cell in outcome.trials))
         margin = self.margin if self.sign == "~" else None
-        return Found(
-            str(self),
-            self.figure,
-            difference,
-            f"{seeds} seed{'s' if seeds > 1 else ''}",
-            _verdict(self.sign, difference, margin),
-        )
+        return Found(str(self), self.figure, difference, _count(draws), _verdict(self.sign, difference, margin))
 
 
 @dataclass(frozen=True)
@@ -302,21 +297,29 @@ def _verdict(sign: str, found: Difference, margin: float | None) -> str:
     return HOLDS if above else FAILS if below else NOISE
 
 
-def _by_seed(compared: Comparison, outcome: Outcome, claim: str) -> tuple[dict[int, float], dict[int, float]]:
-    """The figure of both sides by seed; a teacher has one for all."""
+def _count(draws: Collection[Draw]) -> str:
+    """Say how many runs a comparison is from: 3 seeds, or 9 of 3 teachers."""
+    teachers = len({draw.teacher for draw in draws})
+    if teachers > 1:
+        return f"{len(draws)} of {teachers} teachers"
+    return f"{len(draws)} seed{'s' if len(draws) > 1 else ''}"
+
+
+def _by_draw(compared: Comparison, outcome: Outcome, claim: str) -> tuple[dict[Draw, float], dict[Draw, float]]:
+    """The figure of both sides by seeds; a teacher has one for all that it taught."""
     cells = [cell for cell in (compared.left, compared.right) if cell in outcome.trials]
-    seeds = [seed for cell in cells for seed in outcome.trials[cell]]
-    left, right = (_figures(outcome, name, compared.figure, seeds, claim) for name in (compared.left, compared.right))
+    draws = [draw for cell in cells for draw in outcome.trials[cell]]
+    left, right = (_figures(outcome, name, compared.figure, draws, claim) for name in (compared.left, compared.right))
     return left, right
 
 
-def _figures(outcome: Outcome, name: str, figure: str, seeds: Sequence[int], claim: str) -> dict[int, float]:
+def _figures(outcome: Outcome, name: str, figure: str, draws: Sequence[Draw], claim: str) -> dict[Draw, float]:
     found = (
         outcome.figures(name, figure)
         if name in outcome.trials
-        else dict.fromkeys(seeds, outcome.teacher_figure(name, figure))
+        else {draw: outcome.teacher_figure(name, figure, draw) for draw in draws}
     )
-    known = {seed: value for seed, value in found.items() if value is not None}
+    known = {draw: value for draw, value in found.items() if value is not None}
     if not known:
         raise ConfigError(f"claim {claim}: no {figure} was measured of {name}. Name another figure or cell.")
     return known

@@ -20,8 +20,8 @@ from clipdistill.evidence.claims import judge
 from clipdistill.evidence.finish import compare_models
 from clipdistill.evidence.forecast import forecasts, groups
 from clipdistill.evidence.grid import METRICS, Grid, evaluate_keys
-from clipdistill.evidence.grid_runs import TEACHER, main_teacher
-from clipdistill.evidence.measure import Judge, learning_curve, training_seconds
+from clipdistill.evidence.grid_runs import TEACHER, Draw, main_teacher
+from clipdistill.evidence.measure import Judge, Measured, learning_curve, training_seconds
 from clipdistill.evidence.outcome import Line, Outcome, Trial
 from clipdistill.evidence.report.claims_page import claims_table
 from clipdistill.evidence.report.comparison import change, points, share
@@ -50,19 +50,20 @@ def compare(grid: Grid, out: Path, at_once: int | None = 1, forecast: bool = Fal
     tasks, known = Tasks.open(**grid.evaluate.uris()), Known()
     families = groups(grid) if forecast else []
     first = teacher_jobs(grid, out, known)
-    run_all(first, at_once)
-    trained = {job.cell: str(job.student) for job in first}
+    own = [job for drawn in first.values() for job in drawn.values()]
+    run_all(_once(own), at_once)
+    trained = {seed: {name: str(job.student) for name, job in drawn.items()} for seed, drawn in first.items()}
     work = jobs(grid, out, known, trained)
     embed_stores(work, known)
-    run_all(work, at_once)
+    run_all(_once(work), at_once)
     models, taught = _teachers(grid, trained)
-    judges = {name: Judge(tasks, known, uri) for name, uri in models.items()}
+    judges = {name: {seed: Judge(tasks, known, uri) for seed, uri in drawn.items()} for name, drawn in models.items()}
     outcome = _outcome(grid, work, judges, taught, out)
     outcome = replace(outcome, forecasts=tuple(forecasts(families, outcome)))
     try:
         outcome = replace(outcome, claims=judge(grid.claims, outcome))
     finally:  # a claim about what turns out not to be measured costs no more than the claims
-        page = write_grid_report(outcome, out, f"clipdistill compare: {grid.name}", _facts(grid, work, first))
+        page = write_grid_report(outcome, out, f"clipdistill compare: {grid.name}", _facts(grid, work, _once(own)))
     return outcome, page
 
 
@@ -87,50 +88,68 @@ def compare_runs(runs: Sequence[str], overrides: Sequence[str], out: Path) -> li
 def tables(outcome: Outcome) -> list[Table]:
     """Return one table per headline metric for the terminal, cells as rows, and those of forecasts and claims.
 
-    The best mean is bold, an interval that holds zero is dim.
+    The best mean is bold, an interval that holds zero is dim. Then come tables by the teachers' seeds, if several.
     """
     claims = [claims_table(outcome.claims)] if outcome.claims else []
     found = [[one for one in outcome.forecasts if one.metric == metric] for metric in outcome.headline]
     ahead = [forecast_table(own) for own in found if own]
-    return [*(_table(outcome, metric) for metric in outcome.headline), *ahead, *claims]
+    apart = [_by_teacher(outcome, metric) for metric in outcome.headline] if outcome.teacher_seeds else []
+    return [*(_table(outcome, metric) for metric in outcome.headline), *apart, *ahead, *claims]
+
+
+def _once(work: Sequence[Job]) -> list[Job]:
+    """The runs without those that are others' again: what knows no teacher is the same for all of its seeds."""
+    return list({job.folder: job for job in work}.values())
 
 
 def _outcome(
-    grid: Grid, work: Sequence[Job], judges: Mapping[str, Judge], taught: Mapping[str, str], out: Path
+    grid: Grid,
+    work: Sequence[Job],
+    judges: Mapping[str, Mapping[int | None, Judge]],
+    taught: Mapping[str, str],
+    out: Path,
 ) -> Outcome:
     """Measure every student, and its likeness to its own teacher."""
-    trials: dict[str, dict[int, Trial]] = {cell: {} for cell in grid.cells}
+    trials: dict[str, dict[Draw, Trial]] = {cell: {} for cell in grid.cells}
     for job in work:
-        measured = judges[taught[job.cell]].student(job)
-        trials[job.cell][job.seed] = Trial(measured, training_seconds(job.folder), learning_curve(job.folder))
-    folders = {name: out if name == TEACHER else out / "teachers" / _file_name(name) for name in judges}
-    teachers = {name: found for name, judge in judges.items() if (found := judge.of_teacher(folders[name]))}
-    outcome = Outcome(trials, grid.baseline, grid.metrics, next(iter(teachers.values()), None), teachers, taught)
+        measured = judges[taught[job.cell]][job.draw.teacher].student(job)
+        trials[job.cell][job.draw] = Trial(measured, training_seconds(job.folder), learning_curve(job.folder))
+    teachers: dict[str, dict[int | None, Measured]] = {}
+    for name, drawn in judges.items():
+        for seed, one in drawn.items():
+            if found := one.of_teacher(_beside(name, one.teacher, grid, out)):
+                teachers.setdefault(name, {})[seed] = found
+    outcome = Outcome(trials, grid.baseline, grid.metrics, teachers, taught)
     known = [metric for metric in grid.metrics if metric in outcome.metrics]
     # Labelled data give a classifier other metrics than a dual encoder.
     return replace(outcome, headline=tuple(known or outcome.metrics[:1]))
 
 
-def _teachers(grid: Grid, trained: Mapping[str, str]) -> tuple[Mapping[str, str | None], dict[str, str]]:
-    """The models that cells are set beside, by name, and the name of each cell's: its own teacher, or else the first.
+def _teachers(
+    grid: Grid, trained: Mapping[int | None, Mapping[str, str]]
+) -> tuple[dict[str, Mapping[int | None, str | None]], dict[str, str]]:
+    """The models that cells are set beside, by name and seed, and the name of each cell's: its own, or else the first.
 
     None is a model that is not here, of which there are stored rows alone. The only one that is given is called just
     that, several by what was given.
     """
-    if trained:
-        return trained, {cell: grid.taught_by(cell) or TEACHER for cell in grid.cells}
+    models: dict[str, Mapping[int | None, str | None]]
+    if grid.teachers:
+        models = {name: {seed: drawn[name] for seed, drawn in trained.items()} for name in grid.teachers}
+        return models, {cell: grid.taught_by(cell) or TEACHER for cell in grid.cells}
     given = {cell: main for cell, run in grid.cells.items() if (main := main_teacher(run.teachers))}
     behind = {uri: model_behind(uri) for uri in given.values()}
     several = len(set(behind.values())) > 1
     names = {uri: f"{TEACHER}: {model or uri}" if several else TEACHER for uri, model in behind.items()}
-    models = {names[uri]: model for uri, model in behind.items()} or {TEACHER: None}
+    models = {names[uri]: {None: model} for uri, model in behind.items()} or {TEACHER: {None: None}}
     return models, {cell: names[given[cell]] if cell in given else next(iter(models)) for cell in grid.cells}
 
 
-def _file_name(name: str) -> str:
-    """The name of a teacher as a folder's; of one that was given, which may be a path, a hash."""
-    given = name.startswith(f"{TEACHER}: ")
-    return hashlib.blake2b(name.encode(), digest_size=6).hexdigest() if given else name
+def _beside(name: str, uri: str | None, grid: Grid, out: Path) -> Path:
+    """Where it is remembered what a teacher was measured to be: in its run, or in the grid's folder if it was given."""
+    if grid.teachers and uri:
+        return Path(uri).parent
+    return out if name == TEACHER else out / "teachers" / hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
 
 
 def _facts(grid: Grid, work: Sequence[Job], teachers: Sequence[Job]) -> dict[str, Any]:
@@ -140,7 +159,7 @@ def _facts(grid: Grid, work: Sequence[Job], teachers: Sequence[Job]) -> dict[str
         "seeds": ", ".join(map(str, grid.seeds)),
         "baseline": grid.baseline,
         **data,
-        **{job.cell: job.student for job in teachers},
+        **{str(job) if grid.teacher_seeds[1:] else job.cell: job.student for job in teachers},
         **cells,
     }
 
@@ -163,19 +182,37 @@ def _recorded(runs: Sequence[str]) -> dict[str, str]:
 
 
 def _table(outcome: Outcome, metric: str) -> Table:
-    lines, top = outcome.lines(metric), outcome.teacher
+    lines, reached = outcome.lines(metric), outcome.reached(metric)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=metric_name(metric), title_justify="left")
     table.add_column("")
-    heads = ("mean", "sd", f"to {outcome.baseline}", "95% interval", *(("gap closed",) if top else ()), "training, s")
+    heads = (
+        "mean",
+        "sd",
+        f"to {outcome.baseline}",
+        "95% interval",
+        *(("gap closed",) if outcome.teachers else ()),
+        "training, s",
+    )
     for head in heads:
         table.add_column(Text(head), justify="right")
     for line in lines:
-        table.add_row(*_cells(line, top is not None))
-    reached = {name: found.metrics[metric] for name, found in outcome.known_teachers.items() if metric in found.metrics}
+        table.add_row(*_cells(line, bool(outcome.teachers)))
     if reached:
         table.add_section()
     for name, value in reached.items():
         table.add_row(Text(name), points(value))
+    return table
+
+
+def _by_teacher(outcome: Outcome, metric: str) -> Table:
+    """A row for each model, a column for each seed of the teachers."""
+    title = f"{metric_name(metric)}, by the teacher's seed"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", min_width=len(title))
+    table.add_column("")
+    for seed in outcome.teacher_seeds:
+        table.add_column(str(seed), justify="right")
+    for name, values in outcome.by_teacher(metric).items():
+        table.add_row(Text(name), *map(points, values))
     return table
 
 

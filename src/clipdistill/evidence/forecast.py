@@ -21,6 +21,7 @@ from clipdistill.config import Plan, RunConfig
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError
 from clipdistill.evidence.grid import Grid
+from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.outcome import Outcome
 
 #: How many times the largest size is looked ahead to.
@@ -178,7 +179,7 @@ def fit(points: Sequence[tuple[float, float]], draws: int, random: np.random.Gen
     return Laws(last, a[drawn], np.clip(q_drawn, 0, a[drawn]), c[drawn], d[drawn])
 
 
-def _forecast(group: Group, metric: str, seeds: Mapping[int, list[tuple[float, float]]]) -> Forecast:
+def _forecast(group: Group, metric: str, seeds: Mapping[Draw, list[tuple[float, float]]]) -> Forecast:
     """Fit and look ahead; the draws are the same whenever the points are."""
     random = np.random.default_rng(0)
     points = [point for own in seeds.values() for point in own]
@@ -196,7 +197,7 @@ def _forecast(group: Group, metric: str, seeds: Mapping[int, list[tuple[float, f
     )
 
 
-def _of_curves(seeds: Mapping[int, list[tuple[float, float]]], random: np.random.Generator) -> Laws:
+def _of_curves(seeds: Mapping[Draw, list[tuple[float, float]]], random: np.random.Generator) -> Laws:
     """Fit seeds drawn anew: the points of one run lie above or below the law together."""
     curves = list(seeds.values())
     found = []
@@ -207,16 +208,16 @@ def _of_curves(seeds: Mapping[int, list[tuple[float, float]]], random: np.random
     return Laws(found[0].last, a, q, c, d)
 
 
-def _points(group: Group, outcome: Outcome, metric: str) -> dict[int, list[tuple[float, float]]]:
+def _points(group: Group, outcome: Outcome, metric: str) -> dict[Draw, list[tuple[float, float]]]:
     """(size, value) of every run that has the metric, or of every evaluation, by seed."""
-    points: dict[int, list[tuple[float, float]]] = {}
+    points: dict[Draw, list[tuple[float, float]]] = {}
     for cell, size in group.sizes.items():
         if group.kind == "curve":
-            for seed, trial in outcome.trials[cell].items():
-                points[seed] = [(step * size, own[metric]) for step, own in trial.curve.items() if metric in own]
+            for draw, trial in outcome.trials[cell].items():
+                points[draw] = [(step * size, own[metric]) for step, own in trial.curve.items() if metric in own]
         else:
-            for seed, value in outcome.figures(cell, metric).items():
-                points.setdefault(seed, []).append((size, value))
+            for draw, value in outcome.figures(cell, metric).items():
+                points.setdefault(draw, []).append((size, value))
     return points
 
 

@@ -14,7 +14,8 @@
     claims: [{claim: clip-kd-1, says: ..., source: ..., expect: clip-kd > clip}]
 
 With ``teachers: {small: {...}, large: {...}}`` several are trained, and a cell says ``teacher: large``, or
-``teachers: {T: small, U: large}``.
+``teachers: {T: small, U: large}``. A teacher with ``seed: [1, 2, 3]`` is trained three times, and so is all that it
+teaches.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ _HEADLINES = {"retrieval": "mean_recall", "image_retrieval": "image_to_image_R@1
 class Grid:
     """What is compared: ``cells`` are runs by name, complete but for ``out``, ``seed`` and teachers yet to train.
 
-    ``teachers`` are those that the grid trains, by name; where a run says its teacher, such a name may stand. Cells
-    that name none have the first.
+    ``teachers`` are those that the grid trains, by name, as often as they have seeds; where a run says its teacher,
+    such a name may stand. Cells that name none have the first.
     """
 
     name: str
@@ -69,16 +70,18 @@ class Grid:
     seeds: tuple[int, ...]
     evaluate: EvaluateConfig
     metrics: tuple[str, ...]
-    teachers: dict[str, RunConfig] = field(default_factory=dict)
+    teachers: dict[str, tuple[RunConfig, ...]] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     #: The cells that train from their teachers' stored rows, embedded once, instead of the live models: of how many
     #: views of each picture, of which a target is the mean; 0 is the whole picture.
     stored: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def teacher(self) -> RunConfig | None:
-        """The first of the grid's own teachers."""
-        return next(iter(self.teachers.values()), None)
+    def teacher_seeds(self) -> tuple[int | None, ...]:
+        """What tells the grid's own teachers of several seeds apart; where there is one seed or none, None alone."""
+        seeds = [tuple(run.seed for run in runs) for runs in self.teachers.values()]
+        varied = next((own for own in seeds if len(own) > 1 and own[0] != own[1]), None)
+        return varied or (None,)
 
     def taught_by(self, cell: str) -> str | None:
         """Name the grid's own teacher that a cell is measured against: the one it names, or else the first."""
@@ -216,9 +219,12 @@ def _is_of_grid(override: str, tree: Mapping[str, Any]) -> bool:
     return head.strip() in KEYS and (head.strip() != "teachers" or name.strip() in (tree.get("teachers") or {}))
 
 
-def _names_of(cells: Mapping[str, RunConfig], teachers: Mapping[str, RunConfig], evaluate: EvaluateConfig) -> Names:
+def _names_of(
+    cells: Mapping[str, RunConfig], teachers: Mapping[str, Sequence[RunConfig]], evaluate: EvaluateConfig
+) -> Names:
     """What claims may speak of."""
-    sorting = frozenset(name for name, run in {**cells, **teachers}.items() if run.student.has_text is False)
+    models = {**cells, **{name: runs[0] for name, runs in teachers.items()}}
+    sorting = frozenset(name for name, run in models.items() if run.student.has_text is False)
     taught = any(name not in sorting for name in teachers) or any(main_teacher(run.teachers) for run in cells.values())
     likeness = taught and evaluate.retrieval is not None
     return Names(tuple(cells), tuple(teachers), sorting, tuple(_measured(evaluate)), likeness)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import SELF, RunConfig, make_run
@@ -15,6 +15,16 @@ from clipdistill.training.checks import used_teachers
 TEACHER = "teacher"
 #: A letter that stands for "the grid's own teacher" among the teachers of a run.
 LETTER = "T"
+
+
+class Draw(NamedTuple):
+    """What chance decides of a run: its own seed, and its teacher's where the grid trains one from several seeds."""
+
+    seed: int
+    teacher: int | None = None
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}" + ("" if self.teacher is None else f", teacher's seed {self.teacher}")
 
 
 def read_cell(name: Any, base: Mapping[str, Any], changes: Any, where: str) -> RunConfig:
@@ -48,23 +58,39 @@ def _with_teacher(run: dict[str, Any], at: str) -> dict[str, Any]:
     return {**run, "teachers": {LETTER: teacher, **given}}
 
 
-def read_teachers(tree: Mapping[str, Any], cells: Mapping[str, RunConfig], where: str) -> dict[str, RunConfig]:
-    """Read the teachers that the grid trains, by name, ``teacher`` first; raises ConfigError for a name taken."""
+def read_teachers(
+    tree: Mapping[str, Any], cells: Mapping[str, RunConfig], where: str
+) -> dict[str, tuple[RunConfig, ...]]:
+    """Read the teachers that the grid trains, by name, ``teacher`` first, each as often as there are seeds.
+
+    Raises ConfigError for a name taken, and where two teachers have lists of seeds that do not pair.
+    """
     data = {} if tree.get("teacher") is None else {TEACHER: tree["teacher"]}
     for name, run in mapping(tree.get("teachers"), f"{where}, teachers").items():
         at = f"{where}, teachers, {name}"
         _check_name(name, at, "a teacher", (*data, *(cell for cell in cells if cell == name), SELF))
         data[str(name)] = run
-    return {
+    found = {
         name: _teacher(run, f"{where}, {'' if name == TEACHER else 'teachers, '}{name}") for name, run in data.items()
     }
+    counts = {name: len(runs) for name, runs in found.items() if len(runs) > 1}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise ConfigError(f"{where}: teachers of different numbers of seeds: {told}. Give each as many, or one.")
+    most = max(counts.values(), default=1)
+    return {name: runs if len(runs) == most else runs * most for name, runs in found.items()}
 
 
-def _teacher(data: Any, at: str) -> RunConfig:
+def _teacher(data: Any, at: str) -> tuple[RunConfig, ...]:
+    """The runs of one teacher: one, or one for each seed of a list."""
     run = mapping(data, at)
     if "out" in run:
         raise ConfigError(f"{at}: a grid sets 'out' for its teacher; remove it.")
-    return make_run({**run, "out": TEACHER}, at)
+    seeds = [{"seed": seed} for seed in run["seed"]] if isinstance(run.get("seed"), (list, tuple)) else [{}]
+    runs = tuple(make_run({**run, **seed, "out": TEACHER}, at) for seed in seeds)
+    if len({one.seed for one in runs}) < max(1, len(seeds)):
+        raise ConfigError(f"{at}, seed: expected a number or a list of different ones, found {run['seed']!r}.")
+    return runs
 
 
 def recipe_teachers(config: RunConfig, given: Collection[str] = ()) -> tuple[str, ...]:

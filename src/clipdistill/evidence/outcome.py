@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from clipdistill.evidence.claims import Judged
-from clipdistill.evidence.grid_runs import TEACHER
+from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.report.claims_page import claims_as_dicts
 from clipdistill.evidence.report.comparison import points
 from clipdistill.evidence.report.forecast_page import forecasts_as_dicts
@@ -57,51 +57,63 @@ class Line:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All trials by cell and seed; ``headline`` are the metrics told first; ``teacher`` what students should become.
+    """All trials by cell and seeds; ``headline`` are the metrics told first.
 
-    ``teachers`` are those that the grid trained or was given, by name, and ``taught`` names the one of each cell,
-    which is none of them where only its rows are there. ``claims`` were held against the trials, ``forecasts`` made
-    from them.
+    ``teachers`` are what students should become: those that the grid trained, for each of their seeds where they have
+    several, or was given, by name. ``taught`` names the one of each cell, which is none of them where only its rows are
+    there. ``claims`` were held against the trials, ``forecasts`` made from them.
     """
 
-    trials: dict[str, dict[int, Trial]]
+    trials: dict[str, dict[Draw, Trial]]
     baseline: str
     headline: tuple[str, ...]
-    teacher: Measured | None = None
-    teachers: Mapping[str, Measured] = field(default_factory=dict)
+    teachers: Mapping[str, Mapping[int | None, Measured]] = field(default_factory=dict)
     taught: Mapping[str, str] = field(default_factory=dict)
     claims: tuple[Judged, ...] = ()
     forecasts: tuple[Forecast, ...] = ()
 
-    @property
-    def known_teachers(self) -> dict[str, Measured]:
-        """All teachers by name; one that was given is called just that."""
-        return dict(self.teachers) or ({TEACHER: self.teacher} if self.teacher else {})
-
     def top(self, cell: str, metric: str) -> float | None:
         """What the teacher of a cell reaches."""
-        teacher = self.teachers.get(self.taught[cell]) if cell in self.taught else self.teacher
-        return teacher.metrics.get(metric) if teacher else None
+        return self.reached(metric).get(self.taught.get(cell, ""))
 
-    def teacher_figure(self, name: str, figure: str) -> float | None:
-        """One figure of a teacher by name."""
-        teacher = self.known_teachers[name]
+    def reached(self, metric: str) -> dict[str, float]:
+        """What the teachers reach that have the metric, by name: means over their seeds."""
+        found = {name: [one.metrics.get(metric) for one in own.values()] for name, own in self.teachers.items()}
+        known = {name: [value for value in values if value is not None] for name, values in found.items()}
+        return {name: spread(values).mean for name, values in known.items() if values}
+
+    def teacher_figure(self, name: str, figure: str, draw: Draw) -> float | None:
+        """One figure of the teacher of that name that a run had."""
+        teacher = self.teachers[name][draw.teacher]
         return {**teacher.metrics, **costs(teacher)}.get(figure)
+
+    @property
+    def teacher_seeds(self) -> list[int]:
+        """The seeds of the teachers, where the grid trained them from several."""
+        return sorted({seed for own in self.teachers.values() for seed in own if seed is not None})
+
+    def by_teacher(self, metric: str) -> dict[str, list[float]]:
+        """What teachers reach, and the means of cells, for each of ``teacher_seeds``."""
+        seeds = self.teacher_seeds
+        reached = {name: [own[seed].metrics.get(metric) for seed in seeds] for name, own in self.teachers.items()}
+        means = {cell: [self.mean(cell, metric, seed) for seed in seeds] for cell in self.trials}
+        known = {name: [value for value in row if value is not None] for name, row in {**reached, **means}.items()}
+        return {name: row for name, row in known.items() if row and len(row) == len(seeds)}
 
     @property
     def metrics(self) -> list[str]:
         """Every metric that was measured, in order."""
-        runs = (trial for seeds in self.trials.values() for trial in seeds.values())
+        runs = (trial for own in self.trials.values() for trial in own.values())
         return list(dict.fromkeys(metric for trial in runs for metric in trial.measured.metrics))
 
-    def figures(self, cell: str, name: str) -> dict[int, float]:
-        """One figure of a cell by seed."""
-        found = {seed: trial.figures().get(name) for seed, trial in self.trials[cell].items()}
-        return {seed: value for seed, value in found.items() if value is not None}
+    def figures(self, cell: str, name: str) -> dict[Draw, float]:
+        """One figure of a cell by seeds."""
+        found = {draw: trial.figures().get(name) for draw, trial in self.trials[cell].items()}
+        return {draw: value for draw, value in found.items() if value is not None}
 
-    def mean(self, cell: str, name: str) -> float | None:
-        """The mean of a figure over a cell's seeds."""
-        values = list(self.figures(cell, name).values())
+    def mean(self, cell: str, name: str, teacher: int | None = None) -> float | None:
+        """The mean of a figure over a cell's runs, all or those with the teacher of one seed."""
+        values = [v for draw, v in self.figures(cell, name).items() if teacher is None or draw.teacher == teacher]
         return spread(values).mean if values else None
 
     def lines(self, metric: str) -> list[Line]:
@@ -135,28 +147,33 @@ class Outcome:
         """Steps and means over seeds of a metric logged in training, by the cell's number."""
         return {
             number: (steps, values)
-            for number, seeds in enumerate(self.trials.values(), 1)
-            for steps, values in [_mean_curve(list(seeds.values()), metric)]
+            for number, own in enumerate(self.trials.values(), 1)
+            for steps, values in [_mean_curve(list(own.values()), metric)]
             if steps
         }
 
 
 def as_csv(outcome: Outcome) -> str:
-    """Return every figure on a line of its own: cell, seed, metric, value. The teacher has no seed."""
+    """Return every figure on a line of its own: cell, teacher's seed, seed, metric, value.
+
+    A teacher has no seed but its own, which is told where there are several.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("cell", "seed", "metric", "value"))
-    for name, teacher in outcome.known_teachers.items():
-        writer.writerows((name, "", metric, round(value, 4)) for metric, value in teacher.metrics.items())
-    for cell, seeds in outcome.trials.items():
-        for seed, trial in sorted(seeds.items()):
-            writer.writerows((cell, seed, name, round(value, 4)) for name, value in trial.figures().items())
+    writer.writerow(("cell", "teacher_seed", "seed", "metric", "value"))
+    for name, own in outcome.teachers.items():
+        for teacher, one in own.items():
+            writer.writerows((name, teacher, "", metric, round(value, 4)) for metric, value in one.metrics.items())
+    for cell, trials in outcome.trials.items():
+        for draw, trial in trials.items():
+            told = (cell, draw.teacher, draw.seed)
+            writer.writerows((*told, name, round(value, 4)) for name, value in trial.figures().items())
     return file.getvalue()
 
 
 def as_models(outcome: Outcome) -> dict[str, Any]:
     """Return the outcome as reports have it: ``{"models": {cell: {"metrics": means, "spread", "seeds", ...}}}``."""
-    teachers = {name: _about([teacher]) for name, teacher in outcome.known_teachers.items()}
+    teachers = {name: _about(list(own.values())) for name, own in outcome.teachers.items()}
     lines = {metric: {line.cell: line for line in outcome.lines(metric)} for metric in outcome.metrics}
     models = {
         cell: _model(outcome, cell, {m: own[cell] for m, own in lines.items() if cell in own})
@@ -177,7 +194,8 @@ def _model(outcome: Outcome, cell: str, lines: Mapping[str, Line]) -> dict[str, 
     return {
         **_about([trial.measured for trial in trials.values()]),
         "spread": {metric: _rounded(line.spread.sd) for metric, line in lines.items()},
-        "seeds": sorted(trials),
+        "seeds": sorted({draw.seed for draw in trials}),
+        **({"teacher_seeds": outcome.teacher_seeds} if outcome.teacher_seeds else {}),
         "differences": differences,
         "gap_closed": {metric: _rounded(line.closed) for metric, line in lines.items() if line.closed is not None},
         "train_seconds": _rounded(outcome.mean(cell, "train_seconds")),

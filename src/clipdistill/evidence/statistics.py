@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 #: The 97.5th percentile of Student's t distribution for 1 to 30 degrees of freedom.
 _T_QUANTILES = (
@@ -13,6 +14,8 @@ _T_QUANTILES = (
     *(2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230, 2.042272),
 )
 _NORMAL_QUANTILE = 1.959964
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,15 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values))
 
 
-def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
-    """Return the mean of ``values`` minus ``base`` over the seeds that both have, with the paired t interval.
+def paired_difference(values: Mapping[Key, float], base: Mapping[Key, float]) -> Difference | None:
+    """Return the mean of ``values`` minus ``base`` over the keys (seeds) that both have, with the paired t interval.
 
-    The interval is mean +- t(0.975, n - 1) x sd / sqrt(n) of the differences. None if they share no seed.
+    The interval is mean +- t(0.975, n - 1) x sd / sqrt(n) of the differences. None if they share none.
     """
-    shared = [seed for seed in values if seed in base]
+    shared = [key for key in values if key in base]
     if not shared:
         return None
-    found = spread([values[seed] - base[seed] for seed in shared])
+    found = spread([values[key] - base[key] for key in shared])
     if found.sd is None:
         return Difference(found.mean, None, None)
     half = t_quantile(found.count - 1) * found.sd / math.sqrt(found.count)

@@ -26,11 +26,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One metric: its lines, each with its bar, and what the teachers have, by name."""
+    """One metric: its lines, each with its bar, what the teachers have, by name, and all by the teachers' seeds."""
 
     title: str
     lines: list[tuple[Line, Bar]]
     teachers: dict[str, float]
+    by_teacher: dict[str, list[float]]
 
 
 def write_grid_report(outcome: Outcome, out: Path, title: str, facts: Mapping[str, Any]) -> Path:
@@ -63,8 +64,9 @@ def grid_page(outcome: Outcome, title: str, facts: Mapping[str, Any]) -> str:
         dashes=plots.DASHES,
         colours=plots.COLOURS,
         baseline=outcome.baseline,
-        several=any(len(seeds) > 1 for seeds in outcome.trials.values()),
-        has_teacher=outcome.teacher is not None,
+        several=any(len(own) > 1 for own in outcome.trials.values()),
+        has_teacher=bool(outcome.teachers),
+        teacher_seeds=outcome.teacher_seeds,
         sheets=[_sheet(outcome, metric) for metric in (*outcome.headline, *rest)],
         open_sheets=len(outcome.headline),
         scatters=list(_scatters(outcome)),
@@ -90,11 +92,10 @@ def metric_name(metric: str) -> str:
 
 
 def _sheet(outcome: Outcome, metric: str) -> Sheet:
-    lines = outcome.lines(metric)
-    teachers = {n: found.metrics[metric] for n, found in outcome.known_teachers.items() if metric in found.metrics}
+    lines, teachers = outcome.lines(metric), outcome.reached(metric)
     reach = max([*(line.spread.mean + (line.spread.sd or 0) for line in lines), *teachers.values(), 1e-9])
     bars = [(line, _bar(line, outcome.top(line.cell, metric), 100 / reach)) for line in lines]
-    return Sheet(metric_name(metric), bars, teachers)
+    return Sheet(metric_name(metric), bars, teachers, outcome.by_teacher(metric) if outcome.teacher_seeds else {})
 
 
 def _bar(line: Line, teacher: float | None, zoom: float) -> Bar:
