@@ -119,7 +119,7 @@ def test_figures_are_written_in_three_digits() -> None:
     counts = {0: "0", 812: "812", 9_999: "10.0 k", 94_100: "94.1 k", 999_999: "1.00 M", 151_277_313: "151 M"}
     assert {number: short_count(number) for number in counts} == counts
     assert [change(3.24), change(-0.4), change(-0.01), change(None)] == ["+3.2", "−0.4", "0.0", ""]
-    assert [share(62.4), share(-7.0), share(None)] == ["62\u00a0%", "−7\u00a0%", ""]
+    assert [share(62.4), share(-7.0), share(-0.4), share(None)] == ["62\u00a0%", "−7\u00a0%", "0\u00a0%", ""]
 
 
 def test_table_fits_a_terminal_of_100_columns(trio: list[Evaluation]) -> None:

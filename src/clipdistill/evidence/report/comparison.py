@@ -104,7 +104,7 @@ def change(value: float | None) -> str:
 
 def share(value: float | None) -> str:
     """Write a share of the gap: 62 %, with a space that does not break."""
-    return "" if value is None else f"{value:.0f}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
+    return "" if value is None else f"{round(value)}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
 
 
 def _row(metric: str, evaluations: Sequence[Evaluation]) -> Row:
