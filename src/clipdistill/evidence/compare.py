@@ -50,20 +50,21 @@ def compare(grid: Grid, out: Path, at_once: int | None = 1, forecast: bool = Fal
     tasks, known = Tasks.open(**grid.evaluate.uris()), Known()
     families = groups(grid) if forecast else []
     first = teacher_jobs(grid, out, known)
-    own = [job for drawn in first.values() for job in drawn.values()]
-    run_all(_once(own), at_once)
+    teachers = _once([job for drawn in first.values() for job in drawn.values()])
+    run_all(teachers, at_once)
     trained = {seed: {name: str(job.student) for name, job in drawn.items()} for seed, drawn in first.items()}
     work = jobs(grid, out, known, trained)
     embed_stores(work, known)
     run_all(_once(work), at_once)
     models, taught = _teachers(grid, trained)
-    judges = {name: {seed: Judge(tasks, known, uri) for seed, uri in drawn.items()} for name, drawn in models.items()}
+    each = {uri: Judge(tasks, known, uri) for drawn in models.values() for uri in drawn.values()}
+    judges = {name: {seed: each[uri] for seed, uri in drawn.items()} for name, drawn in models.items()}
     outcome = _outcome(grid, work, judges, taught, out)
     outcome = replace(outcome, forecasts=tuple(forecasts(families, outcome)))
     try:
         outcome = replace(outcome, claims=judge(grid.claims, outcome))
     finally:  # a claim about what turns out not to be measured costs no more than the claims
-        page = write_grid_report(outcome, out, f"clipdistill compare: {grid.name}", _facts(grid, work, _once(own)))
+        page = write_grid_report(outcome, out, f"clipdistill compare: {grid.name}", _facts(grid, work, teachers))
     return outcome, page
 
 

@@ -165,7 +165,7 @@ def as_csv(outcome: Outcome) -> str:
         for teacher, one in own.items():
             writer.writerows((name, teacher, "", metric, round(value, 4)) for metric, value in one.metrics.items())
     for cell, trials in outcome.trials.items():
-        for draw, trial in trials.items():
+        for draw, trial in sorted(trials.items()):
             told = (cell, draw.teacher, draw.seed)
             writer.writerows((*told, name, round(value, 4)) for name, value in trial.figures().items())
     return file.getvalue()

@@ -95,7 +95,7 @@ def _sheet(outcome: Outcome, metric: str) -> Sheet:
     lines, teachers = outcome.lines(metric), outcome.reached(metric)
     reach = max([*(line.spread.mean + (line.spread.sd or 0) for line in lines), *teachers.values(), 1e-9])
     bars = [(line, _bar(line, outcome.top(line.cell, metric), 100 / reach)) for line in lines]
-    return Sheet(metric_name(metric), bars, teachers, outcome.by_teacher(metric) if outcome.teacher_seeds else {})
+    return Sheet(metric_name(metric), bars, teachers, outcome.by_teacher(metric))
 
 
 def _bar(line: Line, teacher: float | None, zoom: float) -> Bar:
