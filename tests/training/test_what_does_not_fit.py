@@ -273,3 +273,13 @@ def test_data_that_do_not_fill_a_batch_are_named(tmp_path: Path, teacher: Path) 
     recipe = [{"contrast": "SI-ST"}, {"contrast": "ST>ST", "name": "words"}]
     with pytest.raises(DataError, match=r"words\.txt: a batch of .* does not fit into 3 samples\. Lower it"):
         prepare(run(tmp_path / "b", teacher, recipe=recipe, teachers={}, unpaired=[str(words)]))
+
+
+@pytest.mark.parametrize("momentum", [None, 0.1])
+def test_batch_norms_that_forget_are_told(momentum: float | None, teacher: Path, tmp_path: Path) -> None:
+    tower = {"model_type": "efficientnet", "width_coefficient": 0.05, "hidden_dim": 64, "depth_coefficient": 0.1}
+    vision = tower | ({} if momentum is None else {"batch_norm_momentum": momentum})
+    student = {"preset": "scenes-cnn", "vision": vision, "vocab_size": 300}
+    findings = preflight(prepare(run(tmp_path, teacher, student=student)), tmp_path)
+    told = [warning for warning in findings.warnings if "batch_norm_momentum: 0.1 in student.vision" in warning]
+    assert len(told) == (momentum is None), findings

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipdistill.algebra.graph import Losses
 from clipdistill.algebra.rows import agreeing
@@ -28,6 +29,8 @@ from clipdistill.training.setup import Setup
 _NUMBERS_PER_WEIGHT = 3
 #: Above this share of rows with a second positive, the caption repeats are worth a word.
 _MANY_REPEATS = 0.2
+#: Above this momentum a batch norm knows little more than its last batch.
+_FORGETFUL = 0.5
 
 
 @dataclass
@@ -101,6 +104,14 @@ def _models(setup: Setup, findings: Findings) -> None:
             findings.warnings.append(
                 f"the student and teacher {teacher.letter} normalise pictures differently; each gets its own"
             )
+    norms = [module for module in setup.student.module.modules() if isinstance(module, _BatchNorm)]
+    momentum = max((norm.momentum or 0.0 for norm in norms), default=0.0)
+    if momentum > _FORGETFUL:
+        findings.warnings.append(
+            f"the student's batch norms have momentum {momentum:g}, so that it will be judged by the statistics of its "
+            "last batch: transformers' EfficientNet counts as TensorFlow does, torch the other way round. Say "
+            "batch_norm_momentum: 0.1 in student.vision"
+        )
     added = count(setup.graph)
     if added:
         names = ", ".join(name.removesuffix(".weight") for name, _ in setup.graph.named_parameters())
