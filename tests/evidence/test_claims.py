@@ -13,9 +13,10 @@ from rich.console import Console
 from test_report_page import Tree
 
 from clipdistill.errors import ConfigError
-from clipdistill.evidence.claims import Judged, judge
+from clipdistill.evidence.claims import Judged
 from clipdistill.evidence.grid import Grid, make_grid
 from clipdistill.evidence.grid_runs import Draw
+from clipdistill.evidence.judging import judge
 from clipdistill.evidence.measure import Measured
 from clipdistill.evidence.outcome import Outcome, Trial
 from clipdistill.evidence.report.claims_page import claims_table

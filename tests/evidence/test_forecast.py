@@ -16,9 +16,10 @@ from clipdistill.cli import main
 from clipdistill.errors import ConfigError
 from clipdistill.evidence import running
 from clipdistill.evidence.compare import compare
-from clipdistill.evidence.forecast import DRAWS, WORTH, Expected, Forecast, Group, fit, forecasts, groups
+from clipdistill.evidence.forecast import DRAWS, forecasts, groups
 from clipdistill.evidence.grid import Grid, make_grid
 from clipdistill.evidence.grid_runs import Draw
+from clipdistill.evidence.laws import WORTH, Expected, Forecast, Group, fit
 from clipdistill.evidence.measure import Measured
 from clipdistill.evidence.outcome import Outcome, Trial
 from clipdistill.evidence.report.forecast_page import told

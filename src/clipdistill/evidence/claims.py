@@ -1,4 +1,4 @@
-"""Claims: sentences of papers as comparisons between cells of a grid, and what the runs say of each.
+"""Claims: sentences of papers as comparisons between cells of a grid; judged in :mod:`clipdistill.evidence.judging`.
 
 ::
 
@@ -16,16 +16,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipdistill.errors import ConfigError, did_you_mean
-from clipdistill.evidence.grid_runs import Draw
-from clipdistill.evidence.statistics import Difference, correlation, paired_difference
-
-if TYPE_CHECKING:
-    from clipdistill.evidence.outcome import Outcome
+from clipdistill.evidence.statistics import Difference
 
 KEYS = ("claim", "says", "source", "expect", "metric", "margin", "cost", "correlation", "cells")
 #: What a model costs, by the names of comparison.csv.
@@ -75,15 +71,6 @@ class Comparison:
         within = f" within {self.margin:g}" if self.sign == "~" else ""
         return f"{self.left} {self.sign} {self.right}{within}"
 
-    def found(self, outcome: Outcome, claim: str) -> Found:
-        """Compare the means over the seeds that both cells have; a teacher's figure is the same for all it taught."""
-        difference = paired_difference(*_by_draw(self, outcome, claim))
-        if difference is None:
-            raise ConfigError(f"claim {claim}: the cells {self.left} and {self.right} share no seed.")
-        draws = set.intersection(*(set(outcome.trials[cell]) for cell in self.cells if cell in outcome.trials))
-        margin = self.margin if self.sign == "~" else None
-        return Found(str(self), self.figure, difference, _count(draws), _verdict(self.sign, difference, margin))
-
 
 @dataclass(frozen=True)
 class Correlation:
@@ -101,12 +88,6 @@ class Correlation:
 
     def __str__(self) -> str:
         return f"{self.x} ~ {self.y} {self.sign} 0"
-
-    def found(self, outcome: Outcome, claim: str) -> Found:
-        """Correlate means over seeds, one dot for each cell: the seeds of one cell are no evidence of their own."""
-        dots = [(_mean(outcome, cell, self.x, claim), _mean(outcome, cell, self.y, claim)) for cell in self.over]
-        found = correlation([x for x, _ in dots], [y for _, y in dots])
-        return Found(str(self), "correlation", found, f"{len(dots)} cells", _verdict(self.sign, found, None))
 
 
 @dataclass(frozen=True)
@@ -147,15 +128,6 @@ class Judged:
         """``holds``, ``does not hold`` or ``within noise``."""
         said = {one.verdict for one in self.found}
         return FAILS if FAILS in said else NOISE if NOISE in said else HOLDS
-
-
-def judge(claims: Sequence[Claim], outcome: Outcome) -> tuple[Judged, ...]:
-    """Hold every claim against what was measured.
-
-    Raises:
-        ConfigError: a model has no figure that a claim is about.
-    """
-    return tuple(Judged(claim, tuple(one.found(outcome, claim.name) for one in claim.expect)) for claim in claims)
 
 
 def read_claims(data: Any, names: Names, metric: str, where: str) -> tuple[Claim, ...]:
@@ -281,52 +253,3 @@ def _texts(value: Any, at: str) -> list[str]:
 def _names(value: Any, at: str) -> list[str]:
     """Read names of cells, some of which YAML reads as numbers."""
     return [str(name) for name in value] if isinstance(value, (list, tuple)) else _texts(value, at)
-
-
-def _verdict(sign: str, found: Difference, margin: float | None) -> str:
-    """Say what an interval means. A single seed has none, and decides nothing."""
-    if found.low is None or found.high is None:
-        return NOISE
-    if margin is not None:
-        if -margin <= found.low and found.high <= margin:
-            return HOLDS
-        return FAILS if found.low > margin or found.high < -margin else NOISE
-    above, below = found.low > 0, found.high < 0
-    if sign == "<":
-        above, below = below, above
-    return HOLDS if above else FAILS if below else NOISE
-
-
-def _count(draws: Collection[Draw]) -> str:
-    """Say how many runs a comparison is from: 3 seeds, or 9 of 3 teachers."""
-    teachers = len({draw.teacher for draw in draws})
-    if teachers > 1:
-        return f"{len(draws)} of {teachers} teachers"
-    return f"{len(draws)} seed{'s' if len(draws) > 1 else ''}"
-
-
-def _by_draw(compared: Comparison, outcome: Outcome, claim: str) -> tuple[dict[Draw, float], dict[Draw, float]]:
-    """The figure of both sides by seeds; a teacher has one for all that it taught."""
-    cells = [cell for cell in (compared.left, compared.right) if cell in outcome.trials]
-    draws = [draw for cell in cells for draw in outcome.trials[cell]]
-    left, right = (_figures(outcome, name, compared.figure, draws, claim) for name in (compared.left, compared.right))
-    return left, right
-
-
-def _figures(outcome: Outcome, name: str, figure: str, draws: Sequence[Draw], claim: str) -> dict[Draw, float]:
-    found = (
-        outcome.figures(name, figure)
-        if name in outcome.trials
-        else {draw: outcome.teacher_figure(name, figure, draw) for draw in draws}
-    )
-    known = {draw: value for draw, value in found.items() if value is not None}
-    if not known:
-        raise ConfigError(f"claim {claim}: no {figure} was measured of {name}. Name another figure or cell.")
-    return known
-
-
-def _mean(outcome: Outcome, cell: str, figure: str, claim: str) -> float:
-    found = outcome.mean(cell, figure)
-    if found is None:
-        raise ConfigError(f"claim {claim}: no {figure} was measured of {cell}. Name other cells.")
-    return found

@@ -16,11 +16,11 @@ from clipdistill.config import EvaluateConfig, load_run
 from clipdistill.errors import ConfigError
 from clipdistill.evaluation.evaluate import Evaluation, Tasks
 from clipdistill.evidence.cells import Job, Known, embed_stores, jobs, teacher_jobs
-from clipdistill.evidence.claims import judge
 from clipdistill.evidence.finish import compare_models
 from clipdistill.evidence.forecast import forecasts, groups
 from clipdistill.evidence.grid import METRICS, Grid, evaluate_keys
 from clipdistill.evidence.grid_runs import TEACHER, Draw, main_teacher
+from clipdistill.evidence.judging import judge
 from clipdistill.evidence.measure import Judge, Measured, learning_curve, training_seconds
 from clipdistill.evidence.outcome import Line, Outcome, Trial
 from clipdistill.evidence.report.claims_page import claims_table

@@ -6,19 +6,17 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipdistill.evidence.claims import Judged
 from clipdistill.evidence.grid_runs import Draw
+from clipdistill.evidence.laws import Forecast
+from clipdistill.evidence.measure import Measured
 from clipdistill.evidence.report.claims_page import claims_as_dicts
 from clipdistill.evidence.report.comparison import points
 from clipdistill.evidence.report.forecast_page import forecasts_as_dicts
 from clipdistill.evidence.report.results import plain
 from clipdistill.evidence.statistics import Difference, Spread, paired_difference, spread
-
-if TYPE_CHECKING:
-    from clipdistill.evidence.forecast import Forecast
-    from clipdistill.evidence.measure import Measured
 
 
 @dataclass(frozen=True)

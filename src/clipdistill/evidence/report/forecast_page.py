@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from clipdistill.evidence.laws import Expected, Forecast
 from clipdistill.evidence.report import plots
 from clipdistill.evidence.report.comparison import label, points
-
-if TYPE_CHECKING:
-    from clipdistill.evidence.forecast import Expected, Forecast
 
 #: What the sizes of a group count, and what its points are.
 SIZES = {"length": "samples seen", "curve": "samples seen", "data": "samples of data"}
