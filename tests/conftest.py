@@ -16,7 +16,7 @@ import torch
 # No torchvision is built for the CPU torch that the tests use: its operators are not there, and without two of their
 # names open_clip and timm cannot be imported. transformers is to go without, as it does on such a machine; so are the
 # processes that tests start.
-importlib.import_module("clipdistill.models.huggingface")
+importlib.import_module("clipdistill.models.loading")
 _OPERATORS = torch.library.Library("torchvision", "DEF")
 for _schema in ("nms(Tensor dets, Tensor scores, float iou) -> Tensor", "qnms(Tensor d, Tensor s, float i) -> Tensor"):
     _OPERATORS.define(_schema)

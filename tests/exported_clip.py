@@ -16,7 +16,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     import torch
 
     from clipdistill.export.onnx import export
-    from clipdistill.models.huggingface import load
+    from clipdistill.models.loading import load
     from models.conftest import MAKERS, TOWER
 
     root = tmp_path_factory.mktemp("exported")

@@ -33,7 +33,7 @@ _HOMES = {
     "export_model": "clipdistill.export.onnx",
     "export_store": "clipdistill.teachers.foreign.export",
     "import_store": "clipdistill.teachers.foreign",
-    "load_model": "clipdistill.models.huggingface",
+    "load_model": "clipdistill.models.loading",
     "load_run": "clipdistill.config",
     "make_run": "clipdistill.config",
     "pairs": "clipdistill.data.sources",
@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from clipdistill.evidence.report import write_report
     from clipdistill.export.onnx import export as export_model
     from clipdistill.models.chinese_clip import save_chinese_clip
-    from clipdistill.models.huggingface import load as load_model
+    from clipdistill.models.loading import load as load_model
     from clipdistill.models.open_clip_layout import save_open_clip
     from clipdistill.search.build import build_index
     from clipdistill.search.filters import Filter

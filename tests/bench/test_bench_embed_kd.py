@@ -19,7 +19,7 @@ from clipdistill.bench.result import Result
 from clipdistill.config import make_run
 from clipdistill.data.sources import pairs
 from clipdistill.errors import TrainingError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.training.preflight import count, first_batch
 from clipdistill.training.setup import prepare
 

@@ -16,7 +16,7 @@ from desk import DOCS, all_blocks, run_page
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from transformers_js import installed
 
 pytestmark = pytest.mark.usefixtures("graphs_once")

@@ -17,7 +17,8 @@ from clipdistill.evaluation.captioned import own_picture
 from clipdistill.evaluation.evaluate import Tasks, evaluate
 from clipdistill.evaluation.retrieval import text_image
 from clipdistill.models.encoder import DualEncoder
-from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.huggingface import HuggingFaceEncoder
+from clipdistill.models.loading import load
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer

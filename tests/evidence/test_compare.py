@@ -32,7 +32,7 @@ from clipdistill.evidence.measure import Measured
 from clipdistill.evidence.outcome import Outcome, Trial
 from clipdistill.evidence.report.grid_page import grid_page, write_grid_report
 from clipdistill.evidence.running import run_all
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.training.setup import prepare
 from tiny_runs import TINY, fail_at_step, tiny_run
 

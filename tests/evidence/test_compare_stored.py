@@ -19,7 +19,7 @@ from clipdistill.evidence.grid import Grid, make_grid
 from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.outcome import Outcome
 from clipdistill.evidence.running import Worker, cores, fitting, free_memory, run_all
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.teachers.embed import embed
 from clipdistill.teachers.store import EmbeddingStore
 from clipdistill.teachers.teacher import LiveTeacher

@@ -10,7 +10,7 @@ import pytest
 from clipdistill.config import load_run
 from clipdistill.errors import ConfigError
 from clipdistill.evidence import demo
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.teachers.store import EmbeddingStore
 
 

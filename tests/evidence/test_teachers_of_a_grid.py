@@ -22,7 +22,7 @@ from clipdistill.evidence.compare import compare, tables
 from clipdistill.evidence.grid import Grid, make_grid
 from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.measure import cosines
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.teachers.embed import embed
 from clipdistill.training.loop import distill
 from tiny_runs import TINY, tiny_run

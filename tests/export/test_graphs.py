@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from clipdistill.export.graphs import resize_positions
 from clipdistill.export.onnx import export
 from clipdistill.export.parity import model_images, model_texts
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.search.golden import check_golden
 from clipdistill.search.runtime import Runtime
 

@@ -23,7 +23,7 @@ from clipdistill.export.examining import examine
 from clipdistill.export.layout_javascript import write_joint
 from clipdistill.export.layouts import export_layout
 from clipdistill.export.parity import model_images, model_texts
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from export.layout_models import left_in, make_square
 from transformers_js import NODE, installed
 

@@ -21,7 +21,7 @@ from clipdistill.export import layouts
 from clipdistill.export.layout_rows import Rows, unmended
 from clipdistill.export.layouts import LAYOUTS, export_layout
 from clipdistill.export.parity import model_images, model_texts
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from export.layout_models import left_in, make_square
 from tiny_open_clip import make
 

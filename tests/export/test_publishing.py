@@ -19,7 +19,7 @@ from clipdistill.export import gate, reading
 from clipdistill.export import onnx as job
 from clipdistill.export.layouts import export_layout
 from clipdistill.export.onnx import export
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.search.runtime import Runtime
 from tiny_open_clip import make
 

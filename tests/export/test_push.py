@@ -16,7 +16,7 @@ import pytest
 from clipdistill.cli import main
 from clipdistill.export.layouts import export_layout
 from clipdistill.export.onnx import export
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from export.layout_models import make_square
 from models.conftest import MAKERS, TOWER
 

@@ -22,7 +22,8 @@ from transformers import (
 
 from clipdistill.errors import ModelError
 from clipdistill.models.bundle import save_bundle
-from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.huggingface import HuggingFaceEncoder
+from clipdistill.models.loading import load
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
 from clipdistill.models.vocabulary import train_tokenizer

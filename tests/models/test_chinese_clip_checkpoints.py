@@ -18,7 +18,8 @@ from clipdistill.cli import main
 from clipdistill.errors import ModelError
 from clipdistill.models.chinese_clip import configure, measure, save_chinese_clip
 from clipdistill.models.chinese_clip_layout import to_original, to_transformers
-from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.huggingface import HuggingFaceEncoder
+from clipdistill.models.loading import load
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from clipdistill.errors import ModelError
 from clipdistill.models import hub
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 
 
 @pytest.mark.parametrize("uri", ["file:{}", "{}"])

@@ -14,7 +14,9 @@ import transformers as hf
 from PIL import Image
 
 from clipdistill.errors import ModelError
-from clipdistill.models.huggingface import HuggingFaceEncoder, attention_for, load
+from clipdistill.models.huggingface import HuggingFaceEncoder
+from clipdistill.models.loading import load
+from clipdistill.models.weights import attention_for
 
 FAMILIES = ("clip", "chinese_clip", "siglip", "siglip2", "vision-text-dual-encoder")
 SIGLIPS = ("siglip", "siglip2")

@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from clipdistill.errors import ConfigError, ModelError
-from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.huggingface import HuggingFaceEncoder
 from clipdistill.models.inherit import choose_layers, inherit, resize_kernel, resize_positions
+from clipdistill.models.loading import load
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build, choose_tokenizer
 

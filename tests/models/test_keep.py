@@ -12,7 +12,8 @@ import transformers as hf
 from PIL import Image
 
 from clipdistill.errors import ConfigError
-from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.huggingface import HuggingFaceEncoder
+from clipdistill.models.loading import load
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build, choose_tokenizer
 from clipdistill.training.setup import train_mode

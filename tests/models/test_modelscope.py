@@ -19,7 +19,7 @@ from torch import Tensor
 from clipdistill.errors import ModelError
 from clipdistill.models import hub
 from clipdistill.models.chinese_clip_layout import to_original
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 

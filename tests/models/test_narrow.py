@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPModel
 
 from clipdistill.errors import ModelError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.models.narrow import narrow
 
 

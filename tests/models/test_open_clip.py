@@ -15,7 +15,8 @@ from PIL import Image
 
 from clipdistill.data.views import Transform
 from clipdistill.errors import ModelError
-from clipdistill.models.huggingface import HuggingFaceEncoder, load, look_up, tokenizer_of
+from clipdistill.models.huggingface import HuggingFaceEncoder
+from clipdistill.models.loading import load, look_up, tokenizer_of
 from clipdistill.models.masking import masked_images
 from clipdistill.models.open_clip import OpenClipEncoder, _transform
 from tiny_open_clip import CONFIGS, check_same, make

@@ -14,7 +14,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from clipdistill.errors import ModelError
-from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.huggingface import HuggingFaceEncoder
+from clipdistill.models.loading import load
 from clipdistill.models.open_clip_layout import save_open_clip
 from clipdistill.models.preprocessing import clip_processor
 from clipdistill.models.presets import StudentSpec

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from clipdistill.errors import ModelError
 from clipdistill.models import hub
-from clipdistill.models.huggingface import load, look_up
+from clipdistill.models.loading import load, look_up
 from clipdistill.models.open_clip import OpenClipEncoder
 from tiny_open_clip import PLAIN, check_same, make
 

@@ -11,7 +11,7 @@ import pytest
 import transformers as hf
 
 from clipdistill.errors import ModelError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build
 from tiny_open_clip import make

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from clipdistill.errors import ModelError
-from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.huggingface import HuggingFaceEncoder
 from clipdistill.models.inherit import Sizes
+from clipdistill.models.loading import load
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.prune import (
     TOWERS,

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, ModelError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.models.presets import PRESETS, StudentSpec
 from clipdistill.models.students import build, choose_tokenizer, clip_config
 from clipdistill.models.vocabulary import train_tokenizer

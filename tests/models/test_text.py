@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from clipdistill.cli import main
 from clipdistill.errors import ModelError
 from clipdistill.models import hub
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.teachers.store import EmbeddingStore
 from clipdistill.training.loop import distill
 from clipdistill.training.run_folder import read_log

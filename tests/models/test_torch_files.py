@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clipdistill.errors import ModelError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.models.torch_files import OPENAI, read_tensors
 
 

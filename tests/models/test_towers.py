@@ -18,11 +18,13 @@ from transformers.utils import import_utils
 from clipdistill.cli import main
 from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, ModelError
-from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.huggingface import HuggingFaceEncoder
+from clipdistill.models.loading import load
 from clipdistill.models.masking import masked_images
 from clipdistill.models.presets import PRESETS, StudentSpec
 from clipdistill.models.students import build
-from clipdistill.models.towers import dual_encoder_config, import_timm
+from clipdistill.models.timm import import_timm
+from clipdistill.models.towers import dual_encoder_config
 from clipdistill.models.vocabulary import train_tokenizer
 from clipdistill.training.loop import distill
 from clipdistill.training.run_folder import read_log

@@ -17,7 +17,7 @@ from PIL import Image
 
 from clipdistill.data.views import Transform
 from clipdistill.errors import ConfigError, ModelError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.models.masking import masked_images
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build, choose_tokenizer

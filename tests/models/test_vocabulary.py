@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from clipdistill.errors import ConfigError, ModelError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.students import build, choose_tokenizer
 from clipdistill.models.vocabulary import SMALLEST_VOCABULARY, read_tokenizer, train_tokenizer

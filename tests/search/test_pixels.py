@@ -14,7 +14,7 @@ from PIL import Image
 from clipdistill.data import images
 from clipdistill.data.views import Transform
 from clipdistill.errors import DataError, SearchError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.search import pixels
 from clipdistill.search.pixels import open_rgb, read_pixels
 from models.conftest import MAKERS

@@ -16,7 +16,7 @@ from PIL import Image
 from clipdistill.data.sources import pairs
 from clipdistill.errors import SearchError
 from clipdistill.export.onnx import export
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.search.corpus_calibration import recalibrate
 from clipdistill.search.index import Index
 from clipdistill.search.manifest import Model

@@ -13,7 +13,7 @@ import torch
 
 from clipdistill.errors import ModelError, SearchError
 from clipdistill.export.reading import TOKENIZER, write_tokenizer
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.search.cleaning import CLEANINGS, cleaning
 from clipdistill.search.tokens import Reader, TextRules
 from models.conftest import MAKERS

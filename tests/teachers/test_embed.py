@@ -25,7 +25,7 @@ from clipdistill.data.samples import Source
 from clipdistill.data.sources import pairs
 from clipdistill.data.views import Augmentation, draw
 from clipdistill.errors import ClipdistillError, ConfigError, DataError, InterruptedRunError, StoreError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.teachers import embed as job
 from clipdistill.teachers.check_store import check_store
 from clipdistill.teachers.embed import embed

@@ -208,7 +208,7 @@ def test_a_model_gives_its_scale_and_must_have_the_width(folder: Path, tmp_path:
         import_store(folder, tmp_path / "store", model=small_model)
     write_partition(tmp_path / "wide", "0", table(0, 3), image=unit_rows(3, width=16))
     store = import_store(tmp_path / "wide", tmp_path / "store", model=small_model)
-    from clipdistill.models.huggingface import load
+    from clipdistill.models.loading import load
 
     encoder = load(small_model)
     assert (store.scale, store.manifest.model.fingerprint) == (encoder.scale, encoder.fingerprint)

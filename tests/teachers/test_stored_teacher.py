@@ -17,7 +17,7 @@ from clipdistill.data.batches import Batches, Inlet
 from clipdistill.data.sources import pairs
 from clipdistill.data.views import Augmentation
 from clipdistill.errors import ConfigError, StoreError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.teachers.embed import embed
 from clipdistill.teachers.manifest import Side
 from clipdistill.teachers.store import EmbeddingStore, finish, write_shard

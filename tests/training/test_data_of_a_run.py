@@ -21,7 +21,6 @@ from clipdistill.errors import ConfigError, RecipeError, StoreError
 from clipdistill.teachers.embed import embed
 from clipdistill.teachers.stored import StoredTeacher
 from clipdistill.training.banks import stored_rows
-from clipdistill.training.choosing import choose_rows
 from clipdistill.training.loop import distill
 from clipdistill.training.preflight import first_batch
 from clipdistill.training.run_folder import read_log
@@ -241,7 +240,7 @@ def test_super_batches_are_narrowed_to_the_batch(tmp_path: Path, teacher: Path, 
         setup = prepare(run(tmp_path / "run", reference, recipe="clip", augment="whole", batches=batches))
         batch = first_batch(setup)
         assert len(batch.ids) == 48
-        chosen = choose_rows(setup, batch, 7)
+        chosen = setup.chosen(batch, 7)
         assert setup.student.module.training
         assert len(set(chosen.ids)) == 16
         assert set(chosen.ids) < set(batch.ids)

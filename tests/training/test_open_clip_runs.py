@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ClipdistillError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.teachers.embed import embed
 from clipdistill.training.loop import distill
 from clipdistill.training.setup import prepare, train_mode

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from clipdistill.algebra.recipe import Recipe
-from clipdistill.models.huggingface import load
 from clipdistill.models.licences import as_card
+from clipdistill.models.loading import load
 from clipdistill.teachers.embed import embed
 from clipdistill.teachers.teacher import Retired
 from clipdistill.training.loop import distill

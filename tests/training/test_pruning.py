@@ -15,8 +15,8 @@ from transformers import CLIPModel
 from clipdistill.cli import main
 from clipdistill.config import PruneConfig, make_run
 from clipdistill.errors import ConfigError
-from clipdistill.models.huggingface import load
 from clipdistill.models.inherit import Sizes
+from clipdistill.models.loading import load
 from clipdistill.models.prune import sparsity_of
 from clipdistill.training import checkpoint, stages
 from clipdistill.training.loop import distill

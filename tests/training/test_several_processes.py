@@ -20,7 +20,7 @@ from torch import Tensor, distributed, multiprocessing
 from clipdistill.algebra.recipe import available
 from clipdistill.config import RunConfig
 from clipdistill.errors import ConfigError
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.training.loop import distill
 from clipdistill.training.preflight import first_batch
 from clipdistill.training.ranks import Ranks, joined

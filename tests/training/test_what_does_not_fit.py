@@ -17,7 +17,7 @@ from clipdistill.config import RunConfig
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError, DataError, RecipeError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.teachers.embed import embed
 from clipdistill.training.loop import distill
 from clipdistill.training.preflight import first_batch, preflight

@@ -26,9 +26,9 @@ from clipdistill.evidence.grid_runs import LETTER, TEACHER, Draw, main_teacher, 
 from clipdistill.files import checksum
 from clipdistill.models.bundle import RECORD
 from clipdistill.models.fingerprints import tokenizer_text
-from clipdistill.models.huggingface import load, tokenizer_of
+from clipdistill.models.loading import load, tokenizer_of
 from clipdistill.models.students import config_folder
-from clipdistill.models.towers import TIMM
+from clipdistill.models.timm import TIMM
 from clipdistill.models.vocabulary import end_token_id
 from clipdistill.teachers.embed import embed
 from clipdistill.teachers.manifest import MANIFEST

@@ -14,7 +14,7 @@ from clipdistill.evaluation.evaluate import Evaluation, Tasks, evaluate
 from clipdistill.evidence.report import write_report
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.hub import OPEN_CLIP
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.models.narrow import narrow
 from clipdistill.progress import console
 from clipdistill.teachers.stored import model_behind

@@ -19,7 +19,7 @@ from clipdistill.evidence.cells import Job, Known
 from clipdistill.evidence.grid import METRICS
 from clipdistill.evidence.grid_runs import TEACHER
 from clipdistill.files import write_text
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.progress import console
 from clipdistill.training.run_folder import LOG, read_log
 

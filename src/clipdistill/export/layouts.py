@@ -21,7 +21,8 @@ from clipdistill.export.probes import SCENES, Probes, take_probes
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.hub import OPEN_CLIP, checkpoint_file, model_folder
-from clipdistill.models.huggingface import HuggingFaceEncoder, load
+from clipdistill.models.huggingface import HuggingFaceEncoder
+from clipdistill.models.loading import load
 from clipdistill.models.open_clip import OpenClipEncoder
 from clipdistill.models.open_clip_layout import save_open_clip
 from clipdistill.search.golden import checksums

@@ -28,7 +28,7 @@ from clipdistill.files import flush
 from clipdistill.models.bundle import versions
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.hub import checkpoint_file, model_folder
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.progress import progress
 from clipdistill.search.golden import GOLDEN, checksums, write_golden
 from clipdistill.search.papers import FILES, LAYOUT

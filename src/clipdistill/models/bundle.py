@@ -302,7 +302,7 @@ print(model("a.jpg"))
 _USAGE_OF_TEXTS = """## Use
 
 ```python
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 
 model = load(".")  # this folder
 print(model.texts(model.tokenize(["a red circle", "a dog"])))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipdistill.errors import ModelError
 from clipdistill.models.bundle import RECORD
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 
 
 def check_bundle(folder: str | Path) -> list[str]:

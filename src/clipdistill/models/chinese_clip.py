@@ -21,11 +21,12 @@ from transformers.image_utils import PILImageResampling
 from clipdistill.errors import ModelError
 from clipdistill.files import write_text
 from clipdistill.models.chinese_clip_layout import original_name, plain_names, to_original, to_transformers
-from clipdistill.models.huggingface import HuggingFaceEncoder, attention_for
+from clipdistill.models.huggingface import HuggingFaceEncoder
 from clipdistill.models.preprocessing import transform_of
 from clipdistill.models.quiet import quiet
 from clipdistill.models.torch_files import read_tensors
 from clipdistill.models.vocabulary import read_word_pieces
+from clipdistill.models.weights import attention_for
 
 #: Weights from whose shapes the sizes are read.
 _MEASURED = (

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     ChineseCLIPModel,
@@ -25,17 +24,15 @@ from transformers import (
 from clipdistill.data.views import Transform
 from clipdistill.errors import ModelError, did_you_mean
 from clipdistill.models.bundle import save_bundle
-from clipdistill.models.encoder import DualEncoder, Inputs
+from clipdistill.models.encoder import Inputs
 from clipdistill.models.fingerprints import hash_model, settings_text, tokenizer_text
-from clipdistill.models.hub import OPEN_CLIP, checkpoint_file, is_open_clip, model_folder
-from clipdistill.models.own_code import refuse_code, refuse_map
+from clipdistill.models.own_code import refuse_map
 from clipdistill.models.preprocessing import read_processor, transform_of
 from clipdistill.models.quiet import quiet
+from clipdistill.models.timm import import_for
 from clipdistill.models.tokenizing import TextRules, Tokenizing
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
-
-#: Up to so many image tokens plain attention is faster on a CPU: 2.6 times with bfloat16 at 37 tokens.
-EAGER_TOKENS = 100
+from clipdistill.models.weights import image_tokens, model_type, read_weights
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ class HuggingFaceEncoder:
         tower = getattr(tower, "vision_model", tower)
         tokens: nn.Module | None = getattr(tower, "embeddings", None)
         # Towers of several depths (Swin, ConvNeXt) need every patch in its place.
-        whole = hasattr(tower.config, "depths") or _image_tokens(tower.config) is None
+        whole = hasattr(tower.config, "depths") or image_tokens(tower.config) is None
         return None if whole else tokens
 
     def images(self, pixels: Inputs) -> Tensor:
@@ -158,29 +155,8 @@ class HuggingFaceEncoder:
         save_bundle(self, folder, card or {})
 
 
-def load(uri: str, device: str = "cpu") -> DualEncoder:
-    """Load a model, in evaluation mode and float32, from a folder, a file or a hub; see :func:`hub.model_folder`.
-
-    Weights, tokenizer and image processor must all be there and fit: nothing is initialised at random and nothing
-    guessed. What is no dual encoder is opened as a model of pictures alone or of captions alone, see
-    :mod:`clipdistill.models.vision` and :mod:`clipdistill.models.text`; a checkpoint file is Chinese-CLIP's; a folder
-    may have ModelScope's layout, or open_clip's. Raises :class:`ModelError`.
-    """
-    from clipdistill.models import chinese_clip, modelscope, open_clip, text, vision  # they need this module
-
-    if uri.startswith(OPEN_CLIP):
-        return open_clip.load(uri, device)
-    if file := checkpoint_file(uri):
-        return chinese_clip.load(uri, file, device)
-    folder = model_folder(uri)
-    if is_open_clip(folder):
-        return open_clip.load_folder(uri, folder, device)
-    if modelscope.is_modelscope(folder):
-        return modelscope.load(uri, folder, device)
-    if text.opens(folder):
-        return text.load(uri, folder, device)
-    if model_type(folder) not in FAMILIES:
-        return vision.load(uri, folder, device)
+def load(uri: str, folder: Path, device: str) -> HuggingFaceEncoder:
+    """Load a folder whose model is of one of :data:`FAMILIES`, called ``uri``; raises :class:`ModelError`."""
     family, config = read_config(folder)
     processor, tokenizer = read_processor(folder), read_tokenizer(folder)
     _check_vocabulary(tokenizer, config, folder)
@@ -188,33 +164,12 @@ def load(uri: str, device: str = "cpu") -> DualEncoder:
     return HuggingFaceEncoder(uri, module.to(device).eval(), tokenizer, processor)
 
 
-def look_up(uri: str) -> None:
-    """Find what describes a model, without its weights; raises :class:`ModelError` where that cannot be had."""
-    from clipdistill.models import open_clip  # it needs this module
-
-    if uri.startswith(OPEN_CLIP):
-        open_clip.look_up(uri)
-    else:
-        model_folder(uri, weights=False)
-
-
-def tokenizer_of(uri: str) -> Any:
-    """Load the tokenizer of a model, without its weights; raises :class:`ModelError` if that cannot be had."""
-    from clipdistill.models import open_clip  # it needs this module
-
-    if uri.startswith(OPEN_CLIP) or is_open_clip(model_folder(uri, weights=False)):
-        return open_clip.lend_tokenizer(uri)
-    return read_tokenizer(model_folder(uri, weights=False))
-
-
 def read_config(folder: Path) -> tuple[Family, Any]:
     """Read a model folder's config.json; raises :class:`ModelError` unless it is of a known family."""
-    from clipdistill.models import towers  # it needs this module
-
     path, kind = folder / "config.json", model_type(folder)
     if kind not in FAMILIES:
         raise ModelError(f"{path}: model_type '{kind}' is not a known dual encoder.{did_you_mean(kind, FAMILIES)}")
-    towers.import_for(path)
+    import_for(path)
     for part in json.loads(path.read_text(encoding="utf-8")).values():
         if isinstance(part, Mapping):  # a tower's own configuration
             refuse_map(part, path)
@@ -223,76 +178,6 @@ def read_config(folder: Path) -> tuple[Family, Any]:
             return FAMILIES[kind], FAMILIES[kind].model.config_class.from_pretrained(folder)
     except Exception as error:  # a value of the wrong type: the library's own validation classes
         raise ModelError(f"{path} is not a valid {kind} configuration: {error}") from error
-
-
-def model_type(folder: Path) -> str:
-    """Return the ``model_type`` in a folder's config.json; raises :class:`ModelError` if there is none."""
-    path = folder / "config.json"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
-    except FileNotFoundError:
-        found = ", ".join(sorted(item.name for item in folder.iterdir())[:12]) or "nothing"
-        raise ModelError(f"{folder} is not a model folder: it has no config.json (found: {found}).") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is not a model's configuration with a model_type in it: {error!r}") from error
-
-
-def attention_for(config: Any, device: str) -> str | None:
-    """Choose the attention code: ``eager`` for few image tokens on a CPU, else the library's default."""
-    tokens = _image_tokens(getattr(config, "vision_config", config))
-    return "eager" if device == "cpu" and tokens is not None and tokens <= EAGER_TOKENS else None
-
-
-def _image_tokens(vision: Any) -> int | None:
-    """Count the patches of a vision transformer with square ones; None for any other tower."""
-    if getattr(vision, "num_patches", None):
-        return int(vision.num_patches)
-    side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-    return (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else None
-
-
-def read_weights(model: Any, config: Any, folder: Path, device: str, **arguments: Any) -> Any:
-    """Read a folder's weights into a class of transformers; ``arguments`` go to its constructor.
-
-    Raises :class:`ModelError` unless they fill it.
-    """
-    pickled = _is_pickled(folder)
-    try:
-        with quiet():
-            module, info = model.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation=attention_for(config, device),
-                use_safetensors=not pickled,
-                weights_only=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **arguments,
-            )
-    except Exception as error:  # truncated files, wrong shapes, missing shards: each library has its own classes
-        refuse_code(error, folder)
-        raise ModelError(f"the weights in {folder} cannot be loaded: {error}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"the weights in {folder} do not fill a {type(module).__name__}: {len(missing)} tensors are missing, "
-            f"among them {', '.join(missing[:3])}. Expected the checkpoint that belongs to its config.json."
-        )
-    return module
-
-
-def _is_pickled(folder: Path) -> bool:
-    """Tell whether only pickled weights are there (read with weights_only, so that no code in them runs)."""
-    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        return False
-    if any((folder / name).is_file() for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
-        return True
-    found = ", ".join(sorted(item.name for item in folder.iterdir())[:12])
-    raise ModelError(
-        f"{folder} holds no weights (found: {found}); expected model.safetensors or pytorch_model.bin. "
-        "Copy the weights file of the original model into the folder."
-    )
 
 
 def _check_vocabulary(tokenizer: Any, config: Any, folder: Path) -> None:

@@ -24,7 +24,6 @@ from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import Inputs
 from clipdistill.models.fingerprints import hash_model, tokenizer_text
 from clipdistill.models.hub import OPEN_CLIP_CONFIG
-from clipdistill.models.huggingface import model_type
 from clipdistill.models.open_clip_origin import (
     LOCAL,
     WEIGHTS,
@@ -40,6 +39,7 @@ from clipdistill.models.own_code import refuse_map
 from clipdistill.models.preprocessing import prove
 from clipdistill.models.tokenizing import OpenClipTokenizing
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
+from clipdistill.models.weights import model_type
 
 #: Settings that say where a part came from, not what it computes.
 _ORIGINS = frozenset({"hf_tokenizer_name", "timm_model_pretrained", "hf_model_pretrained", "custom_text"})

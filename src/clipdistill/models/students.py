@@ -18,20 +18,14 @@ from clipdistill.errors import ConfigError, ModelError
 from clipdistill.models import towers, vision
 from clipdistill.models.encoder import DualEncoder
 from clipdistill.models.hub import model_folder
-from clipdistill.models.huggingface import (
-    FAMILIES,
-    Family,
-    HuggingFaceEncoder,
-    attention_for,
-    load,
-    read_config,
-    tokenizer_of,
-)
+from clipdistill.models.huggingface import FAMILIES, Family, HuggingFaceEncoder, read_config
 from clipdistill.models.inherit import inherit
 from clipdistill.models.keep import Side, config_beside, copy_tower
+from clipdistill.models.loading import load, tokenizer_of
 from clipdistill.models.preprocessing import clip_processor
 from clipdistill.models.presets import DEFAULT_PRESET, Preset, StudentSpec, tower_name
 from clipdistill.models.vocabulary import end_token_id, fit_to_tower, train_tokenizer
+from clipdistill.models.weights import attention_for
 
 log = logging.getLogger(__name__)
 

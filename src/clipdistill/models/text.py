@@ -28,12 +28,12 @@ from clipdistill.models import sentences
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import Inputs
 from clipdistill.models.fingerprints import hash_model, settings_text, tokenizer_text
-from clipdistill.models.huggingface import model_type, read_weights
 from clipdistill.models.own_code import refuse_code
 from clipdistill.models.quiet import quiet
 from clipdistill.models.sentences import SentenceModel, Sentences
 from clipdistill.models.tokenizing import TextRules, Tokenizing
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
+from clipdistill.models.weights import model_type, read_weights
 
 _TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 #: What is cut to where neither weights nor tokenizer set a limit.

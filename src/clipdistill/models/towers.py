@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,18 +24,16 @@ from transformers import (
 )
 
 from clipdistill.errors import ConfigError, did_you_mean
-from clipdistill.models import import_library
 from clipdistill.models.hub import model_folder
-from clipdistill.models.huggingface import HuggingFaceEncoder, model_type
+from clipdistill.models.huggingface import HuggingFaceEncoder
 from clipdistill.models.own_code import refuse_code
 from clipdistill.models.presets import Preset, tower_name
 from clipdistill.models.quiet import quiet
+from clipdistill.models.timm import TIMM, WRAPPER, import_for, import_timm
+from clipdistill.models.weights import model_type
 
-TIMM = "timm:"
 #: The model type of such a student.
 FAMILY = "vision-text-dual-encoder"
-#: The model type under which transformers wraps any model of timm.
-_WRAPPER = "timm_wrapper"
 
 
 def beside_text(donor: HuggingFaceEncoder, shape: Preset, image_size: int | None) -> VisionTextDualEncoderConfig:
@@ -77,18 +72,6 @@ def dual_encoder_config(shape: Preset, image_size: int | None, text: Any) -> Vis
     )
 
 
-def import_timm() -> ModuleType:
-    """Import timm; see :func:`clipdistill.models.import_library`."""
-    return import_library("timm")
-
-
-def import_for(path: Path) -> None:
-    """Import timm if the model of a config.json, or its image tower, is one of timm; see :func:`import_timm`."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if _WRAPPER in (config.get("model_type"), (config.get("vision_config") or {}).get("model_type")):
-        import_timm()
-
-
 def _timm_config(name: str, size: int) -> Any:
     timm = import_timm()
     if not timm.is_model(name):
@@ -112,7 +95,7 @@ def _plain_config(values: Mapping[str, Any]) -> Any:
             f"student.vision: transformers {transformers.__version__} has no model_type '{kind}'."
             f"{_close(kind, CONFIG_MAPPING)} Known are for instance swin, mobilevit, convnext and mobilenet_v2."
         )
-    if kind == _WRAPPER:
+    if kind == WRAPPER:
         import_timm()
     known = {*(vars(CONFIG_MAPPING[kind]()).keys() - vars(PreTrainedConfig())), "model_type"}
     if unknown := [name for name in values if name not in known]:
@@ -182,7 +165,7 @@ def initialise(module: Any) -> None:
     EfficientNet they do not.
     """
     tower = module.vision_model
-    if tower.config.model_type == _WRAPPER:
+    if tower.config.model_type == WRAPPER:
         config = tower.config
         fresh = import_timm().create_model(config.architecture, num_classes=0, **(config.model_args or {}))
         tower.timm_model.load_state_dict(fresh.state_dict())

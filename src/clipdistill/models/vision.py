@@ -30,10 +30,11 @@ from clipdistill.errors import ConfigError, ModelError, did_you_mean
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import Inputs
 from clipdistill.models.fingerprints import hash_model, settings_text
-from clipdistill.models.huggingface import FAMILIES, attention_for, model_type, read_weights
+from clipdistill.models.huggingface import FAMILIES
 from clipdistill.models.preprocessing import clip_processor, read_processor, transform_of
 from clipdistill.models.presets import Preset
 from clipdistill.models.quiet import quiet
+from clipdistill.models.weights import attention_for, model_type, read_weights
 
 #: Transformers whose last hidden states are normed and begin with the class token, and what their bare classes are
 #: built with: the tanh layer that some have on top takes no part in the embedding.

@@ -19,7 +19,7 @@ from clipdistill.errors import ClipdistillError, StoreError
 from clipdistill.files import checksum
 from clipdistill.models.device import make_autocast
 from clipdistill.models.encoder import DualEncoder
-from clipdistill.models.huggingface import load
+from clipdistill.models.loading import load
 from clipdistill.progress import progress
 from clipdistill.teachers.manifest import Shard
 from clipdistill.teachers.rows import Pictures, told, unit_rows

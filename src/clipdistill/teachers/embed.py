@@ -22,8 +22,8 @@ from clipdistill.errors import ConfigError, DataError, InterruptedRunError, did_
 from clipdistill.models.bundle import versions
 from clipdistill.models.device import choose_device, choose_precision, make_autocast
 from clipdistill.models.encoder import DualEncoder
-from clipdistill.models.huggingface import load
 from clipdistill.models.licences import chain
+from clipdistill.models.loading import load
 from clipdistill.progress import Advance, console, progress
 from clipdistill.teachers.job import Job, begin, done, look_at
 from clipdistill.teachers.manifest import FOLDERS, MANIFEST, Data, Manifest, Model, ViewPlan, read_records

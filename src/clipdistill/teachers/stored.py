@@ -15,7 +15,7 @@ from clipdistill.algebra.nodes import Node
 from clipdistill.data.batches import Batch, Inlet
 from clipdistill.data.samples import Sample
 from clipdistill.errors import ConfigError, ModelError, did_you_mean
-from clipdistill.models.huggingface import look_up
+from clipdistill.models.loading import look_up
 from clipdistill.teachers.manifest import MANIFEST
 from clipdistill.teachers.store import JOB, EmbeddingStore
 from clipdistill.teachers.teacher import TEXT_VIEWS

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,17 +9,12 @@ from torch.nn import functional as F
 
 from clipdistill.algebra.call import Numbers
 from clipdistill.algebra.nodes import STUDENT, Node
-from clipdistill.algebra.rows import agreeing
 from clipdistill.config import RunConfig
-from clipdistill.data.batches import Batch
 from clipdistill.errors import ConfigError
 from clipdistill.training.selection import Metric, select
 
 #: The logit of a pair that is no negative: positives of each other do not compete.
 _NEVER = -1e4
-
-if TYPE_CHECKING:
-    from clipdistill.training.setup import Setup
 
 
 def reference_nodes(config: RunConfig) -> list[Node]:
@@ -42,30 +35,26 @@ def reference_nodes(config: RunConfig) -> list[Node]:
 
 
 @torch.no_grad()
-def choose_rows(setup: Setup, batch: Batch, number: int) -> Batch:
-    """Keep ``train.batch_size`` rows of a super-batch: those the student has still to learn, and the reference knows.
+def choose_rows(
+    rows: dict[str, Tensor], same: Tensor, scales: Numbers, biases: Numbers, config: RunConfig, number: int
+) -> list[int]:
+    """Choose ``train.batch_size`` rows of a super-batch: those the student has still to learn, and the reference knows.
 
-    See :func:`clipdistill.training.selection.select`.
+    ``rows`` are embeddings by node, ``same`` tells which two rows are positives of each other, ``[N, N]``, ``number``
+    counts batches. See :func:`clipdistill.training.selection.select`.
     """
-    config = setup.config
-    was_training = [module for module in setup.student.module.modules() if module.training]
-    setup.student.module.eval()
-    rows = setup.rows(batch)
-    for module in was_training:
-        module.training = True
-    scales = setup.scales()
-    student = _logits(rows, STUDENT, scales, biases := setup.biases())
+    student = _logits(rows, STUDENT, scales, biases)
     nodes = reference_nodes(config)
     reference = _logits(rows, nodes[0].model, scales, biases) if nodes else None
-    size = min(config.train.batch_size, len(batch.ids))
+    size = min(config.train.batch_size, len(same))
     rng = np.random.default_rng([config.seed, number])
-    same = agreeing(setup.banks.keys(batch), setup.banks.keys(batch)).fill_diagonal_(False)
+    same = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
     student = student.masked_fill(same, _NEVER)
     reference = None if reference is None else reference.masked_fill(same, _NEVER)
     # A bias moves no softmax; without one on both sides yes-or-no answers cannot be compared.
     biased = STUDENT in biases and (not nodes or nodes[0].model in biases)
     metric: Metric = "sigmoid" if biased else "softmax"
-    return batch.take(select(student, reference, size, rng, metric=metric).tolist())
+    return list(map(int, select(student, reference, size, rng, metric=metric)))
 
 
 def _logits(rows: dict[str, Tensor], letter: str, scales: Numbers, biases: Numbers) -> Tensor:

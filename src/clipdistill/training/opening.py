@@ -20,7 +20,7 @@ from clipdistill.errors import ConfigError, DataError, ModelError
 from clipdistill.evaluation.evaluate import class_prompts, embed_texts
 from clipdistill.evaluation.zeroshot import class_embeddings
 from clipdistill.models.encoder import DualEncoder
-from clipdistill.models.huggingface import load, tokenizer_of
+from clipdistill.models.loading import load, tokenizer_of
 from clipdistill.models.presets import StudentSpec
 from clipdistill.models.starts import start_at_zero
 from clipdistill.models.students import build, choose_tokenizer

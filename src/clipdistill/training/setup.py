@@ -15,6 +15,7 @@ from clipdistill.algebra.graph import InteractionGraph, Losses
 from clipdistill.algebra.nested import NestedGraph
 from clipdistill.algebra.nodes import CLASSES, LOGITS, STUDENT, Node
 from clipdistill.algebra.recipe import Recipe
+from clipdistill.algebra.rows import agreeing
 from clipdistill.config import SELF, Plan, RunConfig
 from clipdistill.data.batches import Batch, Batches
 from clipdistill.data.labels import class_numbers, classes_of
@@ -112,7 +113,7 @@ class Setup:
         """
         paired, *others = batches
         if self.config.batches.select:
-            paired = choose_rows(self, paired, number)
+            paired = self.chosen(paired, number)
         found = self.losses(paired, number)
         for place, batch in enumerate(others, start=1):
             rows = self.rows(batch, self.unpaired[place - 1].nodes)
@@ -120,6 +121,18 @@ class Setup:
             terms = {f"{name} unpaired {place}": value for name, value in more.terms.items()}
             found = Losses(found.total + more.total, found.terms | terms)
         return found
+
+    def chosen(self, batch: Batch, number: int) -> Batch:
+        """The rows of a super-batch to train on, chosen as evaluation sees them: no norm takes note of the others."""
+        was_training = [module for module in self.student.module.modules() if module.training]
+        self.student.module.eval()
+        with torch.no_grad():
+            rows = self.rows(batch)
+        for module in was_training:
+            module.training = True
+        keys = self.banks.keys(batch)
+        same = agreeing(keys, keys)
+        return batch.take(choose_rows(rows, same, self.scales(), self.biases(), self.config, number))
 
     def rows(self, batch: Batch, wanted: Collection[Node] | None = None) -> dict[str, Tensor]:
         """The embeddings of a batch by node: the student's with gradient, the teachers' without.

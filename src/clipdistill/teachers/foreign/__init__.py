@@ -101,7 +101,7 @@ def _facts(model: str, scale: float | None) -> Facts:
         raise ConfigError(f"the scale is {scale}, expected a number above 0.")
     if not model or scale is not None:
         return Facts("", scale or CLIP_SCALE, None, None)
-    from clipdistill.models.huggingface import load
+    from clipdistill.models.loading import load
 
     encoder = load(model)
     bias = None if encoder.bias is None else float(encoder.bias)
