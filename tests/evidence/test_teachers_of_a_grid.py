@@ -16,7 +16,7 @@ from rich.console import Console
 from clipdistill.config import make_run
 from clipdistill.errors import ClipdistillError
 from clipdistill.evaluation.evaluate import Tasks, evaluate
-from clipdistill.evidence import running
+from clipdistill.evidence import measure, running
 from clipdistill.evidence.cells import Known, jobs, teacher_jobs
 from clipdistill.evidence.compare import compare, tables
 from clipdistill.evidence.grid import Grid, make_grid
@@ -178,9 +178,16 @@ def test_a_run_is_another_when_what_it_names_has_changed(tmp_path: Path) -> None
 
 
 def test_a_teacher_of_several_seeds(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every teacher teaches every run; differences are paired by both seeds, and gaps are to the runs' own teachers."""
+    """Every teacher teaches every run that learns from one; differences are paired by the seeds both sides have."""
     cells = {"clip": {"recipe": "clip"}, "first": {"recipe": "feature"}, "other": TWO["mobileclip"]}
-    claims = [{"claim": "more", "says": "It helps.", "source": "us", "expect": ["first > clip", "first ~ teacher"]}]
+    claims = [
+        {
+            "claim": "more",
+            "says": "It helps.",
+            "source": "us",
+            "expect": ["first > clip", "first ~ teacher", "first > other"],
+        }
+    ]
     found = grid("teacher.seed=[4, 7]", cells=cells, seeds=[0, 1], claims=claims)
     outcome, page = compare(found, tmp_path)
     rows = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
@@ -189,33 +196,41 @@ def test_a_teacher_of_several_seeds(tmp_path: Path, monkeypatch: Any, capsys: py
     }
     draws = [(teacher, seed) for teacher in "47" for seed in "01"]
     assert set(recall) == {
-        *((cell, *draw) for cell in cells for draw in draws),
+        *((cell, *draw) for cell in ("first", "other") for draw in draws),
+        *(("clip", "", seed) for seed in "01"),
         *((name, teacher, "") for name in ("teacher", "large") for teacher in "47"),
     }
     assert recall["teacher", "4", ""] != recall["teacher", "7", ""]
     assert recall["large", "4", ""] == recall["large", "7", ""], "one seed is one teacher"
     assert len(list((tmp_path / "teachers" / "large").iterdir())) == 1
+    assert len(list((tmp_path / "cells" / "clip").glob("seed-*/student"))) == 2, "it knows no teacher"
 
-    apart = [recall["first", teacher, seed] - recall["clip", teacher, seed] for teacher, seed in draws]
+    first = np.array([[recall["first", teacher, seed] for seed in "01"] for teacher in "47"])
+    other = np.array([[recall["other", teacher, seed] for seed in "01"] for teacher in "47"])
+    pairs = {
+        "2 seeds": first.mean(axis=0) - [recall["clip", "", seed] for seed in "01"],
+        "2 teachers": first.mean(axis=1) - [recall["teacher", teacher, ""] for teacher in "47"],
+        "4 of 2 teachers": (first - other).ravel(),
+    }
+    assert [one.evidence for one in outcome.claims[0].found] == list(pairs)
+    for one, apart in zip(outcome.claims[0].found, pairs.values(), strict=True):
+        half = {2: 12.706205, 4: 3.182446}[len(apart)] * np.std(apart, ddof=1) / np.sqrt(len(apart))
+        wanted = (np.mean(apart), np.mean(apart) - half, np.mean(apart) + half)
+        assert astuple(one.difference) == pytest.approx(wanted, abs=2e-3)
     line = next(line for line in outcome.lines("mean_recall") if line.cell == "first")
-    half = 3.182446 * np.std(apart, ddof=1) / 2
-    assert line.difference is not None
-    wanted = (np.mean(apart), np.mean(apart) - half, np.mean(apart) + half)
-    assert astuple(line.difference) == pytest.approx(wanted, abs=1e-3)
-    beside = [recall["first", teacher, seed] - recall["teacher", teacher, ""] for teacher, seed in draws]
-    more, near = outcome.claims[0].found
-    assert (more.evidence, near.evidence) == ("4 of 2 teachers", "4 of 2 teachers")
-    assert near.difference.mean == pytest.approx(np.mean(beside), abs=1e-3)
+    assert line.difference == outcome.claims[0].found[0].difference
     tops = np.mean([recall["teacher", teacher, ""] for teacher in "47"])
     assert outcome.top("first", "mean_recall") == pytest.approx(tops, abs=1e-3)
-    means = {cell: [np.mean([recall[cell, teacher, seed] for seed in "01"]) for teacher in "47"] for cell in cells}
+    means = {"first": first.mean(axis=1), "other": other.mean(axis=1)}
     assert outcome.by_teacher("mean_recall")["other"] == pytest.approx(means["other"], abs=1e-3)
+    assert len(set(outcome.by_teacher("mean_recall")["clip"])) == 1
 
     Console(width=160).print(*tables(outcome))
     assert "Both directions, mean recall, by the teacher's seed" in capsys.readouterr().out
     assert f"{means['first'][1]:.1f}" in page.read_text().partition("by the teacher's seed</th>")[2]
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["models"]["first"]["seeds"], report["models"]["first"]["teacher_seeds"]) == ([0, 1], [4, 7])
+    assert "teacher_seeds" not in report["models"]["clip"]
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("this has been done before")
@@ -225,5 +240,44 @@ def test_a_teacher_of_several_seeds(tmp_path: Path, monkeypatch: Any, capsys: py
     for cell in cells:
         assert list(alone.figures(cell, "mean_recall")) == [Draw(0), Draw(1)]
         assert alone.figures(cell, "mean_recall") == {
-            Draw(draw.seed): value for draw, value in outcome.figures(cell, "mean_recall").items() if draw.teacher == 7
+            Draw(draw.seed): value for draw, value in outcome.figures(cell, "mean_recall").items() if draw.teacher != 4
         }
+    monkeypatch.setattr(measure, "evaluate", refuse)
+    again, _ = compare(found, tmp_path)
+    assert again.trials == outcome.trials, "measured before, beside either teacher"
+
+
+def test_a_cell_that_names_another_letter_learns_from_the_first_and_is_set_beside_it() -> None:
+    cells = {"feature": {"recipe": "feature", "teachers": {"U": "large"}}, "alone": {"recipe": "clip"}}
+    found = grid(cells=cells, seeds=[0])
+    assert found.taught_by("feature") == "teacher"
+
+
+def test_teachers_that_no_chosen_cell_needs_are_not_trained() -> None:
+    claims = [{"claim": "less", "says": "It is.", "source": "us", "expect": "clip < large"}]
+    found = grid(cells={"clip": {"recipe": "clip"}, "a": {"recipe": "feature", "teacher": "large"}}, claims=[])
+    assert set(found.only(["clip"]).teachers) == {"teacher"}
+    assert set(found.only(["a"]).teachers) == {"teacher", "large"}
+    told = grid(cells={"clip": {"recipe": "clip"}, "a": {"recipe": "clip"}}, claims=claims)
+    assert set(told.only(["a"]).teachers) == {"teacher", "large"}, "a claim about the baseline speaks of it"
+
+
+def test_a_tokenizer_is_known_by_what_it_does_whoever_lends_it(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        distill(tiny_run(tmp_path / str(seed), seed=seed, train={"steps": 1}))
+    lenders = [str(tmp_path / name / "student") for name in "12"]
+
+    def content(known: Known, uri: str) -> str:
+        run = {"recipe": "clip", "data": "scenes:train?n=32", "train": TRAIN, "out": "x", "student": TINY}
+        return known.content(make_run({**run, "student": {"preset": "scenes-student", "tokenizer": uri}}))
+
+    (loaded := Known()).model(lenders[0])
+    assert content(loaded, lenders[0]) == content(Known(), lenders[0]) == content(Known(), lenders[1])
+
+
+def test_the_length_of_logs_makes_no_other_run_also_in_stages() -> None:
+    def content(**train: Any) -> str:
+        run = {"recipe": "clip", "data": "scenes:train?n=32", "train": TRAIN, "out": "x", "student": TINY}
+        return Known().content(make_run({**run, "stages": [{}, {"train": {"lr": 0.001, **train}}]}))
+
+    assert content() == content(log_every=5) != content(clip_norm=5)

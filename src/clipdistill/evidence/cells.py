@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ class Known:
 
     _data: dict[str, str] = field(default_factory=dict)
     _models: dict[str, Facts] = field(default_factory=dict)
+    _tokenizers: dict[str, str] = field(default_factory=dict)
     #: What cells train from instead of live teachers, by URI.
     stores: dict[str, Store] = field(default_factory=dict)
 
@@ -131,8 +132,9 @@ class Known:
     def content(self, config: RunConfig) -> str:
         """Return a hash of all that a run's result depends on, 12 hexadecimal digits; where files lie is not."""
         content = {key: value for key, value in config.model_dump().items() if key not in ("out", "track")}
-        content["train"] = {key: value for key, value in content["train"].items() if ("train", key) not in FREE}
         content["recipe"] = Recipe.load(config.recipe).to_dict()["terms"]
+        for part in (content, *content["stages"]):
+            part["train"] = {key: value for key, value in part["train"].items() if ("train", key) not in FREE}
         for stage in content["stages"]:
             stage["recipe"] = stage["recipe"] and Recipe.load(stage["recipe"]).to_dict()["terms"]
             stage["student"] = self._student(stage["student"])
@@ -165,7 +167,9 @@ class Known:
     def _tokenizer(self, uri: str) -> str:
         if uri in ("auto", "train"):
             return uri
-        return self._models[uri].fingerprint if uri in self._models else _hash(tokenizer_text(tokenizer_of(uri)))
+        if uri not in self._tokenizers:
+            self._tokenizers[uri] = _hash(tokenizer_text(tokenizer_of(uri)))
+        return self._tokenizers[uri]
 
 
 def _architecture(uri: str) -> str:
@@ -192,17 +196,19 @@ def jobs(grid: Grid, out: Path, known: Known, trained: Mapping[int | None, Mappi
 
     Every student takes its joint width and tokenizer from the teacher, also where its recipe has no use for one, so
     that all students of a shape begin with the same weights, but for what a teacher changes about the first ones
-    (:mod:`clipdistill.models.starts`).
+    (:mod:`clipdistill.models.starts`). What is the same run for all seeds of the teachers is there once.
     """
-    found = []
+    found: dict[Path, Job] = {}
     for (teacher, own), seed, (cell, config) in product(trained.items(), grid.seeds, grid.cells.items()):
         first = dict(zip([LETTER], own.values(), strict=False))
         teachers = first | {letter: own.get(uri, uri) for letter, uri in config.teachers.items()}
         whole = _with_teachers(config, teachers, known).model_copy(update={"seed": seed})
         if cell in grid.stored:
             whole = _on_stores(whole, out / "stores", known, grid.stored[cell])
-        found.append(_job(cell, Draw(seed, teacher), _watched(whole, grid.evaluate), out / "cells" / cell, known))
-    return found
+        job = _job(cell, Draw(seed, teacher), _watched(whole, grid.evaluate), out / "cells" / cell, known)
+        again = job.folder in found
+        found[job.folder] = replace(job, draw=Draw(seed)) if again else job
+    return list(found.values())
 
 
 def embed_stores(work: Sequence[Job], known: Known) -> None:

@@ -50,12 +50,13 @@ def compare(grid: Grid, out: Path, at_once: int | None = 1, forecast: bool = Fal
     tasks, known = Tasks.open(**grid.evaluate.uris()), Known()
     families = groups(grid) if forecast else []
     first = teacher_jobs(grid, out, known)
-    teachers = _once([job for drawn in first.values() for job in drawn.values()])
+    # A teacher of one seed among several is one run.
+    teachers = list({job.folder: job for drawn in first.values() for job in drawn.values()}.values())
     run_all(teachers, at_once)
     trained = {seed: {name: str(job.student) for name, job in drawn.items()} for seed, drawn in first.items()}
     work = jobs(grid, out, known, trained)
     embed_stores(work, known)
-    run_all(_once(work), at_once)
+    run_all(work, at_once)
     models, taught = _teachers(grid, trained)
     each = {uri: Judge(tasks, known, uri) for drawn in models.values() for uri in drawn.values()}
     judges = {name: {seed: each[uri] for seed, uri in drawn.items()} for name, drawn in models.items()}
@@ -98,11 +99,6 @@ def tables(outcome: Outcome) -> list[Table]:
     return [*(_table(outcome, metric) for metric in outcome.headline), *apart, *ahead, *claims]
 
 
-def _once(work: Sequence[Job]) -> list[Job]:
-    """The runs without those that are others' again: what knows no teacher is the same for all of its seeds."""
-    return list({job.folder: job for job in work}.values())
-
-
 def _outcome(
     grid: Grid,
     work: Sequence[Job],
@@ -113,13 +109,15 @@ def _outcome(
     """Measure every student, and its likeness to its own teacher."""
     trials: dict[str, dict[Draw, Trial]] = {cell: {} for cell in grid.cells}
     for job in work:
-        measured = judges[taught[job.cell]][job.draw.teacher].student(job)
-        trials[job.cell][job.draw] = Trial(measured, training_seconds(job.folder), learning_curve(job.folder))
+        drawn = judges[taught[job.cell]]
+        beside = drawn.get(job.draw.teacher) or next(iter(drawn.values()))  # what knows no teacher is set beside one
+        found = beside.student(job)
+        trials[job.cell][job.draw] = Trial(found, training_seconds(job.folder), learning_curve(job.folder))
     teachers: dict[str, dict[int | None, Measured]] = {}
     for name, drawn in judges.items():
         for seed, one in drawn.items():
-            if found := one.of_teacher(_beside(name, one.teacher, grid, out)):
-                teachers.setdefault(name, {})[seed] = found
+            if measured := one.of_teacher(_beside(name, one.teacher, grid, out)):
+                teachers.setdefault(name, {})[seed] = measured
     outcome = Outcome(trials, grid.baseline, grid.metrics, teachers, taught)
     known = [metric for metric in grid.metrics if metric in outcome.metrics]
     # Labelled data give a classifier other metrics than a dual encoder.

@@ -32,6 +32,7 @@ from clipdistill.config import EvaluateConfig, RunConfig, apply_override, make_r
 from clipdistill.errors import ConfigError, did_you_mean, unreadable_yaml
 from clipdistill.evidence.claims import Claim, Names, read_claims
 from clipdistill.evidence.grid_runs import (
+    LETTER,
     check_teachers,
     main_teacher,
     mapping,
@@ -84,12 +85,13 @@ class Grid:
         return varied or (None,)
 
     def taught_by(self, cell: str) -> str | None:
-        """Name the grid's own teacher that a cell is measured against: the one it names, or else the first."""
-        named = main_teacher(self.cells[cell].teachers)
-        return named if named in self.teachers else next(iter(self.teachers), None)
+        """Name the grid's own teacher that a cell is measured against: its T, which is the first if it names none."""
+        first = dict(zip([LETTER], self.teachers, strict=False))
+        named = main_teacher(first | self.cells[cell].teachers)
+        return named if named in self.teachers else None
 
     def only(self, names: Sequence[str]) -> Grid:
-        """Return the grid with the cells named, the baseline, and the claims about these.
+        """Return the grid with the cells named, the baseline, the claims about these, and the teachers of all that.
 
         Raises:
             ConfigError: there is no cell of a name.
@@ -97,8 +99,11 @@ class Grid:
         for name in names:
             _check_cell(name, self.cells, self.name)
         kept = {name: cell for name, cell in self.cells.items() if name in {*names, self.baseline}}
-        there = {*kept, *self.teachers}
-        return replace(self, cells=kept, claims=tuple(claim for claim in self.claims if claim.cells <= there))
+        claims = tuple(claim for claim in self.claims if claim.cells <= {*kept, *self.teachers})
+        wanted = {name for cell in kept.values() for name in cell.teachers.values()}.union(*(c.cells for c in claims))
+        first = next(iter(self.teachers), None)
+        teachers = {name: runs for name, runs in self.teachers.items() if name == first or name in wanted}
+        return replace(self, cells=kept, claims=claims, teachers=teachers)
 
 
 def available_grids() -> dict[str, Path]:
@@ -114,7 +119,7 @@ def choose_grid(
     ``words`` are a file, or runs, and overrides; ``recipes`` and ``cells`` are lists with commas.
     """
     files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
-    given = [what for what in (recipes, name, *files) if what]
+    given = [what for what in (recipes, name, *files) if what is not None]
     if recipes is None and name is None and len(files) != 1:
         for option, value in (("--seeds", seeds), ("--cells", cells)):
             if value is not None:
@@ -122,7 +127,11 @@ def choose_grid(
         return None
     if len(given) > 1:
         raise ConfigError(f"found several things to compare: {', '.join(given)}. Give one grid, or recipes, or runs.")
-    grid = grid_of_recipes(_names(recipes), overrides, seeds) if recipes else load_grid(given[0], overrides, seeds)
+    grid = (
+        grid_of_recipes(_names(recipes), overrides, seeds)
+        if recipes is not None
+        else load_grid(given[0], overrides, seeds)
+    )
     return grid.only(_names(cells)) if cells else grid
 
 
@@ -144,6 +153,8 @@ def load_grid(source: str, overrides: Sequence[str] = (), seeds: int | None = No
 
 def grid_of_recipes(recipes: Sequence[str], overrides: Sequence[str] = (), seeds: int | None = None) -> Grid:
     """Make a grid with one cell per recipe, by name or file; see :func:`make_grid`."""
+    if not recipes:
+        raise ConfigError("--recipes names none. Write --recipes clip,clip-kd, for instance.")
     cells = {Path(recipe).stem: {"recipe": recipe} for recipe in recipes}
     if len(cells) < len(recipes):
         raise ConfigError(f"--recipes {','.join(recipes)}: two recipes have the same name; a cell is called by it.")
@@ -250,6 +261,8 @@ def _metrics(data: Any, evaluate: EvaluateConfig, where: str) -> tuple[str, ...]
         return tuple(_HEADLINES[task] for task in tasks)
     chosen = [data] if isinstance(data, str) else _list(data, f"{where}, metrics")
     known = _measured(evaluate)
+    if not chosen:
+        raise ConfigError(f"{where}, metrics: expected at least one of {', '.join(known)}; found none.")
     for metric in chosen:
         if metric not in known:
             hint = did_you_mean(str(metric), known)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 
 from clipdistill.errors import ConfigError
 from clipdistill.evidence.claims import FAILS, HOLDS, NOISE, Claim, Comparison, Correlation, Found, Judged
-from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.outcome import Outcome
-from clipdistill.evidence.statistics import Difference, correlation, paired_difference
+from clipdistill.evidence.pairing import Run, count, difference, of_teacher
+from clipdistill.evidence.statistics import Difference, correlation
 
 
 def judge(claims: Sequence[Claim], outcome: Outcome) -> tuple[Judged, ...]:
@@ -27,13 +27,13 @@ def _found(expected: Comparison | Correlation, outcome: Outcome, claim: str) -> 
 
 
 def _compare(pair: Comparison, outcome: Outcome, claim: str) -> Found:
-    """Compare the means over the seeds that both cells have; a teacher's figure is the same for all it taught."""
-    difference = paired_difference(*_by_draw(pair, outcome, claim))
-    if difference is None:
+    """Compare the means over the seeds that both sides have, see :mod:`clipdistill.evidence.pairing`."""
+    left, right = (_figures(outcome, name, pair.figure, claim) for name in (pair.left, pair.right))
+    found = difference(left, right)
+    if found is None:
         raise ConfigError(f"claim {claim}: the cells {pair.left} and {pair.right} share no seed.")
-    draws = set.intersection(*(set(outcome.trials[cell]) for cell in pair.cells if cell in outcome.trials))
     margin = pair.margin if pair.sign == "~" else None
-    return Found(str(pair), pair.figure, difference, _count(draws), _verdict(pair.sign, difference, margin))
+    return Found(str(pair), pair.figure, found, count(left, right), _verdict(pair.sign, found, margin))
 
 
 def _correlate(pair: Correlation, outcome: Outcome, claim: str) -> Found:
@@ -58,32 +58,16 @@ def _verdict(sign: str, found: Difference, margin: float | None) -> str:
     return HOLDS if above else FAILS if below else NOISE
 
 
-def _count(draws: Collection[Draw]) -> str:
-    """Say how many runs a comparison is from: 3 seeds, or 9 of 3 teachers."""
-    teachers = len({draw.teacher for draw in draws})
-    if teachers > 1:
-        return f"{len(draws)} of {teachers} teachers"
-    return f"{len(draws)} seed{'s' if len(draws) > 1 else ''}"
-
-
-def _by_draw(pair: Comparison, outcome: Outcome, claim: str) -> tuple[dict[Draw, float], dict[Draw, float]]:
-    """The figure of both sides by seeds; a teacher has one for all that it taught."""
-    cells = [cell for cell in (pair.left, pair.right) if cell in outcome.trials]
-    draws = [draw for cell in cells for draw in outcome.trials[cell]]
-    left, right = (_figures(outcome, name, pair.figure, draws, claim) for name in (pair.left, pair.right))
-    return left, right
-
-
-def _figures(outcome: Outcome, name: str, figure: str, draws: Sequence[Draw], claim: str) -> dict[Draw, float]:
-    found = (
-        outcome.figures(name, figure)
-        if name in outcome.trials
-        else {draw: outcome.teacher_figure(name, figure, draw) for draw in draws}
-    )
-    known = {draw: value for draw, value in found.items() if value is not None}
-    if not known:
+def _figures(outcome: Outcome, name: str, figure: str, claim: str) -> list[Run]:
+    """One figure of a cell, or of a teacher, by seeds."""
+    found: Iterable[Run]
+    if name in outcome.trials:
+        found = outcome.figures(name, figure).items()
+    else:
+        found = of_teacher(outcome.teacher_figures(name, figure)).items()
+    if not found:
         raise ConfigError(f"claim {claim}: no {figure} was measured of {name}. Name another figure or cell.")
-    return known
+    return list(found)
 
 
 def _mean(outcome: Outcome, cell: str, figure: str, claim: str) -> float:

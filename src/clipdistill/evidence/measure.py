@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from clipdistill.evaluation.evaluate import Evaluation, Tasks, evaluate
 from clipdistill.evaluation.metrics import Rows, unit
 from clipdistill.evidence.cells import Job, Known
 from clipdistill.evidence.grid import METRICS
-from clipdistill.evidence.grid_runs import TEACHER
 from clipdistill.files import write_text
 from clipdistill.models.loading import load
 from clipdistill.progress import console
@@ -54,36 +52,25 @@ class Judge:
 
     def student(self, job: Job) -> Measured:
         """Measure a finished run's student, or read what was measured before on the same data."""
-        return self._remembered(str(job.student), job.folder / FILE, against_teacher=True)
+        return self._remembered(str(job.student), job.folder / FILE, self.teacher)
 
     def of_teacher(self, folder: Path) -> Measured | None:
         """Measure the teacher, if there is one; ``folder`` remembers it."""
         if self.teacher is None:
             return None
-        return self._remembered(self.teacher, folder / f"teacher-{FILE}", against_teacher=False)
+        return self._remembered(self.teacher, folder / f"teacher-{FILE}", None)
 
-    def _remembered(self, uri: str, file: Path, against_teacher: bool) -> Measured:
-        key = self._key if against_teacher else f"{self._key}-{TEACHER}"
-        found = _read(file, key)
-        if found is None:
+    def _remembered(self, uri: str, file: Path, teacher: str | None) -> Measured:
+        """What is remembered of a model, its cosines to each teacher that it was set beside among it."""
+        known, beside = _read(file, self._key), self.known.model(teacher).fingerprint if teacher else ""
+        if known is None or (teacher and beside not in known["cosines"]):
             console.print(f"measuring {uri}", markup=False)
-            found = self._measure(uri, against_teacher)
+            found = self._evaluate(uri) if teacher else self._teacher_evaluation
+            known = known or _facts(uri, found)
+            known["cosines"][beside] = cosines(found, self._teacher_evaluation) if teacher else {}
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps({"key": key, **asdict(found)}, indent=2, ensure_ascii=False) + "\n")
-        return found
-
-    def _measure(self, uri: str, against_teacher: bool) -> Measured:
-        found = self._evaluate(uri) if against_teacher else self._teacher_evaluation
-        teacher = self._teacher_evaluation if against_teacher else None
-        return Measured(
-            uri=uri,
-            params=found.params,
-            image_params=found.image_params,
-            text_params=found.text_params,
-            metrics={name: float(value) for name, value in found.metrics.items()},
-            latency=found.latency,
-            cosines=cosines(found, teacher) if teacher else {},
-        )
+            write_text(file, json.dumps({"key": self._key, **known}, indent=2, ensure_ascii=False) + "\n")
+        return Measured(**{**known, "cosines": known["cosines"].get(beside, {})})
 
     def _evaluate(self, uri: str) -> Evaluation:
         return evaluate({"student": load(uri)}, self.tasks)[0]
@@ -98,10 +85,7 @@ class Judge:
         """A hash of all that a measurement depends on beside the model."""
         sources = {task: getattr(self.tasks, task) for task in METRICS}
         about: dict[str, Any] = {task: source.fingerprint for task, source in sources.items() if source}
-        about |= {
-            "package": __version__,
-            "teacher": self.known.model(self.teacher).fingerprint if self.teacher else None,
-        }
+        about |= {"package": __version__}
         return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -134,11 +118,24 @@ def learning_curve(folder: Path) -> dict[int, dict[str, float]]:
     return {int(entry["step"]): entry["metrics"] for entry in read_log(folder / LOG) if "metrics" in entry}
 
 
-def _read(file: Path, key: str) -> Measured | None:
+def _facts(uri: str, found: Evaluation) -> dict[str, Any]:
+    """What is measured of a model by itself, as :class:`Measured` has it."""
+    return {
+        "uri": uri,
+        "params": found.params,
+        "image_params": found.image_params,
+        "text_params": found.text_params,
+        "metrics": {name: float(value) for name, value in found.metrics.items()},
+        "latency": found.latency,
+        "cosines": {},
+    }
+
+
+def _read(file: Path, key: str) -> dict[str, Any] | None:
     """What was measured under the same key, if it can be read."""
     try:
-        content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return Measured(**{k: v for k, v in content.items() if k != "key"}) if content["key"] == key else None
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return {name: content[name] for name in Measured.__dataclass_fields__} if content["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

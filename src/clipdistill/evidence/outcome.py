@@ -12,11 +12,12 @@ from clipdistill.evidence.claims import Judged
 from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.laws import Forecast
 from clipdistill.evidence.measure import Measured
+from clipdistill.evidence.pairing import difference
 from clipdistill.evidence.report.claims_page import claims_as_dicts
 from clipdistill.evidence.report.comparison import points
 from clipdistill.evidence.report.forecast_page import forecasts_as_dicts
 from clipdistill.evidence.report.results import plain
-from clipdistill.evidence.statistics import Difference, Spread, paired_difference, spread
+from clipdistill.evidence.statistics import Difference, Spread, spread
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,10 @@ class Outcome:
         known = {name: [value for value in values if value is not None] for name, values in found.items()}
         return {name: spread(values).mean for name, values in known.items() if values}
 
-    def teacher_figure(self, name: str, figure: str, draw: Draw) -> float | None:
-        """One figure of the teacher of that name that a run had."""
-        teacher = self.teachers[name][draw.teacher]
-        return {**teacher.metrics, **costs(teacher)}.get(figure)
+    def teacher_figures(self, name: str, figure: str) -> dict[int | None, float]:
+        """One figure of the teacher of that name by its seed."""
+        found = {seed: {**one.metrics, **costs(one)}.get(figure) for seed, one in self.teachers[name].items()}
+        return {seed: value for seed, value in found.items() if value is not None}
 
     @property
     def teacher_seeds(self) -> list[int]:
@@ -110,8 +111,9 @@ class Outcome:
         return {draw: value for draw, value in found.items() if value is not None}
 
     def mean(self, cell: str, name: str, teacher: int | None = None) -> float | None:
-        """The mean of a figure over a cell's runs, all or those with the teacher of one seed."""
-        values = [v for draw, v in self.figures(cell, name).items() if teacher is None or draw.teacher == teacher]
+        """The mean of a figure over a cell's runs, all or those with the teacher of one seed, or with none."""
+        found = self.figures(cell, name).items()
+        values = [value for draw, value in found if teacher is None or draw.teacher in (None, teacher)]
         return spread(values).mean if values else None
 
     def lines(self, metric: str) -> list[Line]:
@@ -125,7 +127,7 @@ class Outcome:
                 number=number,
                 cell=cell,
                 spread=means[cell],
-                difference=None if cell == self.baseline else paired_difference(cells[cell], base),
+                difference=None if cell == self.baseline else difference(cells[cell].items(), base.items()),
                 closed=self._closed(cell, metric),
                 best=len(means) > 1 and points(means[cell].mean) == best,
                 seconds=self.mean(cell, "train_seconds"),
@@ -193,7 +195,7 @@ def _model(outcome: Outcome, cell: str, lines: Mapping[str, Line]) -> dict[str, 
         **_about([trial.measured for trial in trials.values()]),
         "spread": {metric: _rounded(line.spread.sd) for metric, line in lines.items()},
         "seeds": sorted({draw.seed for draw in trials}),
-        **({"teacher_seeds": outcome.teacher_seeds} if outcome.teacher_seeds else {}),
+        **({"teacher_seeds": known} if (known := sorted({t for _, t in trials if t is not None})) else {}),
         "differences": differences,
         "gap_closed": {metric: _rounded(line.closed) for metric, line in lines.items() if line.closed is not None},
         "train_seconds": _rounded(outcome.mean(cell, "train_seconds")),
