@@ -34,7 +34,7 @@ THEIRS = shlex.split("""
     --vision-model=ViT-B-16 --mask-ratio=0.5 --clip-weight-path=W --freeze-vision
     --text-model=RoBERTa-wwm-ext-base-chinese --bert-weight-path=W --grad-checkpointing --use-flash-attention
     --accum-freq=1 --gather-with-grad --skip-aggregate --seed=123 --distllation --distillation --teacher-model-name=T
-    --kd_loss_weight=0.5 --local_rank=0
+    --kd_loss_weight=0.5 --local_rank=0 --debug
 """)
 
 
@@ -139,6 +139,7 @@ def test_without_augmentation_every_picture_is_seen_whole(split: Path) -> None:
         ("--save-step-frequency 2 --batch-size 5", "train.checkpoint_every", "2"),
         ("--precision fp32", "train.precision", "float32"),
         ("--beta1 0.8", "train.betas", (0.8, 0.98)),
+        ("--beta1 0 --debug", "train.betas", (0, 0.98)),
         ("--lr 1e-3 train.lr=2e-3", "train.lr", 2e-3),
         ("--freeze-vision", "student.freeze", "image"),
     ],

@@ -155,3 +155,29 @@ def test_the_command_keeps_the_record_and_replaces_only_a_layout(
     assert main([*words, str(run / "student")]) == 1
     assert "no exported layout" in capsys.readouterr().err
     assert (run / "student" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_layout_keeps_the_licence_and_a_link(
+    make_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out, link = make_model("clip"), tmp_path / "real", tmp_path / "link"
+    (model / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    out.mkdir()
+    link.symlink_to(out)
+    assert main(["export", str(model), "--layout", "huggingface", "--data", SMALL, "--out", str(link)]) == 0
+    assert "cc-by-nc-4.0, research only" in capsys.readouterr().err
+    assert "license: cc-by-nc-4.0" in (out / "README.md").read_text()
+    assert "exported with clipdistill" in (out / "README.md").read_text()
+    assert link.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} <= {"real", "link", "model"}
+
+
+def test_a_damaged_record_is_told(
+    make_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model("clip")
+    for content in ('{"schema": 1, "teach', "[1]"):
+        (model / "clipdistill.json").write_text(content)
+        for words in (["--layout", "huggingface"], []):
+            assert main(["export", str(model), *words, "--data", SMALL, "--out", str(tmp_path / "out")]) == 1
+            assert "clipdistill.json is damaged" in capsys.readouterr().err

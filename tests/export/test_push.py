@@ -31,6 +31,7 @@ class Hub(BaseHTTPRequestHandler):
     created: list[dict[str, Any]]
     allowed = "hf_right"
     refused = ""
+    public = False
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -60,7 +61,7 @@ class Hub(BaseHTTPRequestHandler):
                 files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
 
     def do_GET(self) -> None:
-        self.answer({"id": "me/model", "siblings": [], "sha": "0"})
+        self.answer({"id": "me/model", "siblings": [], "sha": "0", "private": not self.public})
 
     @property
     def address(self) -> str:
@@ -229,3 +230,12 @@ def test_refusals_say_what_to_do(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in said("me/model")
     assert hub.repositories == {}
+
+
+def test_what_is_public_already_is_not_pushed_as_private(
+    student: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hub, "public", True)
+    assert main(["push", str(student), "me/model", "--private"]) == 1
+    assert "me/model is there already and public" in capsys.readouterr().err
+    assert not hub.repositories

@@ -216,3 +216,15 @@ def test_the_previous_bundle_comes_back_if_the_last_rename_fails(
         student.save(folder, {"name": "second"})
     assert json.loads((folder / "clipdistill.json").read_text(encoding="utf-8"))["name"] == "Scenes student"
     assert names(folder.parent) == ["student"]
+
+
+@pytest.mark.parametrize(
+    "record", [{"files": {}}, {"inputs": {}, "runtime": {}}, {"inputs": {}, "layout": "immich"}, []]
+)
+def test_a_folder_of_another_kind_is_left_alone(student: HuggingFaceEncoder, record: Any, tmp_path: Path) -> None:
+    """Indexes and exports have records of the same name."""
+    (tmp_path / "clipdistill.json").write_text(json.dumps(record))
+    (tmp_path / "mine.npy").touch()
+    with pytest.raises(ModelError, match=r"will not replace .*no clipdistill\.json of a saved model"):
+        student.save(tmp_path)
+    assert (tmp_path / "mine.npy").is_file()

@@ -316,3 +316,33 @@ def test_attention_is_plain_for_few_tokens_on_a_cpu(copy: Path) -> None:
     assert attention_for(few, "cuda") is None
     assert attention_for(many, "cpu") is None
     assert load(str(copy)).module.config._attn_implementation == "eager"  # type: ignore[union-attr]
+
+
+def beside_a_vit(text: Any, folder: Path, tokenizer: Any) -> str:
+    """A dual encoder of any text tower, with a tokenizer that sets no limit."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = hf.ViTConfig(**sizes, image_size=16, patch_size=8).to_dict()
+    config = hf.VisionTextDualEncoderConfig(vision_config=vision, text_config=text.to_dict(), projection_dim=8)
+    tokenizer.model_max_length = 10**9
+    processor = hf.ViTImageProcessorPil(size={"height": 16, "width": 16})
+    for part in (hf.VisionTextDualEncoderModel(config), tokenizer, processor):
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", [hf.CamembertConfig, hf.MPNetConfig, hf.Data2VecTextConfig, hf.XLMRobertaConfig])
+def test_long_captions_end_with_the_positions(kind: Any, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    tokenizer = hf.AutoTokenizer.from_pretrained(model_folders["vision-text-dual-encoder"])
+    text = kind(**sizes, vocab_size=len(tokenizer), max_position_embeddings=40, pad_token_id=1, type_vocab_size=2)
+    encoder = load(beside_a_vit(text, tmp_path / "m", tokenizer))
+    tokens = encoder.tokenize(["a dog " * 100])
+    assert tokens["input_ids"].shape == (1, 38)
+    assert encoder.texts(tokens).isfinite().all()
+
+
+def test_a_text_tower_without_a_row_is_refused(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    tokenizer = hf.AutoTokenizer.from_pretrained(model_folders["vision-text-dual-encoder"])
+    text = hf.DistilBertConfig(vocab_size=len(tokenizer), dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+    with pytest.raises(ModelError, match="text tower, a DistilBertModel, gives no row for a caption"):
+        load(beside_a_vit(text, tmp_path / "m", tokenizer))

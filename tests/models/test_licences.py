@@ -43,6 +43,9 @@ def write(folder: Path, **files: str) -> Path:
         ("license: other\nlicense_name: dinov3-license\nlicense_link: L.md", "dinov3-license", TERMS, "L.md"),
         ("license: other", "other", UNKNOWN, ""),
         ("license: other\nlicense_name: fair-noncommercial-research-license", "fair-*", RESEARCH, ""),
+        ("license: [mit, cc-by-nc-4.0]", "cc-by-nc-4.0", RESEARCH, ""),
+        ("license: [apache-2.0, gpl-3.0]", "gpl-3.0", TERMS, ""),
+        ("license: [mit, other]\nlicense_name: mine-for-research", "mine-for-research", RESEARCH, ""),
     ],
 )
 def test_the_card_says(tmp_path: Path, header: str, licence: str, use: str, address: str) -> None:
@@ -98,6 +101,18 @@ def test_what_is_not_here_is_known_by_name(
     monkeypatch.setattr("clipdistill.models.hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
     assert (licence_of(uri).licence, licence_of(uri).use) == (licence, use)
+
+
+@pytest.mark.parametrize("scheme", ["", "file:", "local-dir:"])
+def test_a_path_proves_nothing_but_a_checkpoint_has_its_name(scheme: str, tmp_path: Path) -> None:
+    assert licence_of(f"{scheme}{write(tmp_path / 'tinyclip-mine')}").use == UNKNOWN
+    (tmp_path / "tinyclip" / "own").mkdir(parents=True)
+    (tmp_path / "tinyclip" / "own" / "mine.bin").touch()
+    for weights in ("laion-mine.pt", "datacomp/w.safetensors", str(tmp_path / "tinyclip" / "own" / "mine.bin")):
+        assert licence_of(f"open_clip:ViT-B-32/{weights}").use == UNKNOWN
+    checkpoint = write(tmp_path / "c") / "clip_cn_vit-b-16.pt"
+    checkpoint.touch()
+    assert scheme == "local-dir:" or licence_of(f"{scheme}{checkpoint}").licence == "mit"
 
 
 def test_a_folder_knows_the_name_it_was_fetched_under(tmp_path: Path) -> None:

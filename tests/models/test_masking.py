@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
 
 from clipdistill.models import masking
 from clipdistill.models.masking import masked_images
@@ -40,6 +41,29 @@ def test_keeping_every_patch_is_the_whole_picture(student: object) -> None:
     assert torch.allclose(masked_images(student, pixels, 1e-9), whole, atol=1e-6)  # type: ignore[arg-type]
     assert not torch.allclose(masked_images(student, pixels, 0.75), whole, atol=1e-3)  # type: ignore[arg-type]
     assert torch.equal(student.images(pixels), whole)  # type: ignore[attr-defined]
+
+
+def test_pictures_that_are_not_square_lose_patches_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=(32, 64),
+        patch_size=8,
+    )
+    tower = ViTModel(config, add_pooling_layer=False).eval()
+    counts: list[int] = []
+    monkeypatch.setattr(masking, "_draw", lambda count, total, ratio: counts.append(total) or torch.arange(4)[None])
+
+    class Tower:
+        patch_tokens = tower.embeddings
+
+        def images(self, pixels: dict[str, Tensor]) -> Tensor:
+            return tower(**pixels).last_hidden_state
+
+    rows = masked_images(Tower(), {"pixel_values": torch.randn(1, 3, 32, 64)}, 0.9)  # type: ignore[arg-type]
+    assert (counts, rows.shape[1]) == ([4 * 8], 1 + 4)
 
 
 class Convolutional:

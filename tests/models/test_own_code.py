@@ -113,3 +113,25 @@ def test_classes_that_transformers_has_are_used_instead(
     ask(folder, ran, "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "own.Words"]})
     assert load(str(folder)).fingerprint == load(str(model_folders["clip"])).fingerprint
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"model_args": {"checkpoint_path": "evil.pth"}}, "checkpoint_path"),
+        ({"model_args": {"pretrained": True}}, "pretrained"),
+        ({"architecture": "local-dir:evil"}, "the architecture local-dir:evil"),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_timm_opens_no_other_file(
+    inside: bool, changes: dict[str, Any], found: str, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Some versions of timm unpickle what they are told to open, which runs what is in it."""
+    tower = {"model_type": "timm_wrapper", "architecture": "resnet18", **changes}
+    folder = shutil.copytree(model_folders["clip"], tmp_path / "m")
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), "vision_config": tower} if inside else tower
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"config.json: {found} makes timm open other files"):
+        load(str(folder))

@@ -234,6 +234,15 @@ def test_prompt_and_case_are_the_folders(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
+def test_the_older_names_of_length_and_case_are_read(kind: str, tmp_path: Path) -> None:
+    sentence_folder(tmp_path, ["mean_tokens"], do_lower_case=True)
+    newer = tmp_path / "sentence_bert_config.json"
+    expected = load(str(tmp_path))
+    newer.rename(tmp_path / f"sentence_{kind}_config.json")
+    assert load(str(tmp_path)).fingerprint == expected.fingerprint
+
+
 def test_the_newer_name_of_a_pooling_is_read(tmp_path: Path) -> None:
     model, tokenizer = sentence_folder(tmp_path, ["mean_tokens"])
     put(tmp_path / "1_Pooling" / "config.json", {"embedding_dimension": 32, "pooling_mode": "max"})
@@ -256,6 +265,9 @@ def modules(*kinds: str) -> list[dict[str, Any]]:
         ("1_Pooling/config.json", None, "config.json is missing.*Copy the whole folder"),
         ("2_Dense/config.json", {"activation_function": "my.code.Run"}, "has the activation my.code.Run"),
         ("2_Dense/config.json", {"in_features": 3, "out_features": 20}, "the weights in .* are not those"),
+        ("2_Dense/config.json", {}, "the weights in .* are not those of its config.json: KeyError"),
+        ("2_Dense/model.safetensors", [], "the weights in .* are not those of its config.json: SafetensorError"),
+        ("sentence_bert_config.json", {"max_seq_length": "8"}, "max_seq_length is '8'; expected a whole number"),
         ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "default prompt 'q' is none"),
         ("config.json", {"model_type": "bert", "vocab_size": 3}, "the tokenizer has|cannot be loaded"),
     ],

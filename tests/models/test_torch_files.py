@@ -84,3 +84,21 @@ def test_no_state_dict(tmp_path: Path, held: Any) -> None:
     torch.save(held, tmp_path / "made.pt")
     with pytest.raises(ModelError, match="expected a state dict of tensors, bare or under 'state_dict'"):
         read_tensors(tmp_path / "made.pt")
+
+
+@pytest.mark.parametrize("content", [b"Repository not found", b"upstream error", b"bad gateway", b"<html>", b"PK"])
+def test_what_is_no_checkpoint_at_all_is_said_to_be_damaged(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(ModelError, match=r"cannot be read as tensors alone.*Download it again"):
+        read_tensors(tmp_path / "weights.pt")
+
+
+def test_an_archive_whose_list_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"a": torch.ones(2)}, path)
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\x01\x02")
+    content[at : at + 4] = b"none"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="cannot be read as tensors alone"):
+        read_tensors(path)

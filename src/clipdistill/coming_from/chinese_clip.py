@@ -237,9 +237,9 @@ def _optimisation(flags: Flags, remarks: list[str]) -> Iterator[str]:
     yield f"train.weight_decay={flags['wd']:g}"
     yield f"train.warmup={flags['warmup']}"
     yield "train.clip_norm=null"
-    if flags["beta1"] or flags["beta2"]:
-        yield f"train.betas=[{flags['beta1'] or 0.9:g},{flags['beta2'] or 0.98:g}]"
-    if flags["eps"]:
+    if "beta1" in flags or "beta2" in flags:
+        yield f"train.betas=[{flags.given.get('beta1', 0.9):g},{flags.given.get('beta2', 0.98):g}]"
+    if "eps" in flags:
         yield f"train.eps={flags['eps']:g}"
     if flags["precision"] == "fp32":
         yield "train.precision=float32"

@@ -56,6 +56,7 @@ IDLE: dict[str, tuple[type, str]] = {
     "valid-batch-size": (int, "evaluation ranks all of --val-data at once"),
     "valid-num-workers": (int, "evaluation reads ahead by itself"),
     "report-training-batch-acc": (bool, "log.jsonl holds the loss of every term, the report holds retrieval"),
+    "debug": (bool, "it makes logs longer there; log.jsonl holds every step that train.log_every asks for"),
     "skip-scheduler": (bool, "the training code there does not read it; the rate falls along a cosine, as there"),
 }
 #: Switches that cannot be honoured, with what to write instead.
@@ -97,7 +98,8 @@ class Flags:
     @property
     def rate(self) -> float:
         """The learning rate, whose default hangs on the picture tower."""
-        return float(self["lr"] or (4e-4 if "ViT-L-14" in self["vision-model"] else 5e-4))
+        usual = 4e-4 if "ViT-L-14" in self["vision-model"] else 5e-4
+        return float(self.given.get("lr", usual))
 
 
 def read_flags(words: Sequence[str]) -> tuple[Flags, list[str]]:

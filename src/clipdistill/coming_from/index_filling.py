@@ -5,6 +5,7 @@ Shapes: ``n`` rows of a block, ``D`` full width.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +113,8 @@ class Filling:
         """What the data have for a picture, else what lies where the files say that it is."""
         if self._known is None or self.source is None:
             path = Path(said.place).absolute()
-            return Sample(clean(name), path if said.place and path.is_file() else None)
+            there = said.place and os.access(path, os.R_OK) and path.is_file()  # a colleague's may not be read
+            return Sample(clean(name), path if there else None)
         found = self._known.find(name) or self._known.find(said.place or name)
         return None if found is None else self.source[self._places[found]]
 

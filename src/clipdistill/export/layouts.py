@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,19 +14,19 @@ from clipdistill.export.layout_immich import preprocess_cfg, refuse_for_immich, 
 from clipdistill.export.layout_javascript import refuse_for_javascript, write_javascript
 from clipdistill.export.layout_rows import Rows, check_rows, model_rows, unmended
 from clipdistill.export.layout_sentences import write_sentences
+from clipdistill.export.papers import licences, own_record
 from clipdistill.export.parity import Parity
 from clipdistill.export.place import check_out
 from clipdistill.export.probes import SCENES, Probes, take_probes
 from clipdistill.models.bundle import save_bundle
 from clipdistill.models.encoder import DualEncoder
-from clipdistill.models.hub import OPEN_CLIP, checkpoint_file, model_folder
 from clipdistill.models.huggingface import HuggingFaceEncoder
 from clipdistill.models.loading import load
 from clipdistill.models.open_clip import OpenClipEncoder
 from clipdistill.models.open_clip_layout import save_open_clip
 from clipdistill.search.golden import checksums
 from clipdistill.search.papers import FILES, LAYOUT
-from clipdistill.search.runtime import RECORD, SECTION
+from clipdistill.search.runtime import RECORD
 
 
 @dataclass(frozen=True)
@@ -139,22 +138,14 @@ def export_layout(student: str | Path, out: str | Path, layout: str, data: str |
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"there is no layout '{layout}'.{did_you_mean(layout, LAYOUTS)}")
-    out = Path(out)
+    out = Path(out).resolve()  # a link stays one
     check_out(out, LAYOUT, "exported layout")
     encoder = load(str(student))
     if reason := LAYOUTS[layout].refuse(encoder):
         able = ", ".join(name for name, one in LAYOUTS.items() if one.refuse(encoder) is None)
         raise ModelError(f"{encoder.uri} does not fit the layout {layout}: {reason}. Layouts that can: {able}.")
-    card = {**_kept(str(student)), "library": LAYOUTS[layout].library, LAYOUT: layout}
+    kept = own_record(str(student))
+    card = {**kept, **licences(kept, str(student)), "library": LAYOUTS[layout].library, LAYOUT: layout}
     written = _Written(encoder, layout, take_probes(pairs(data or SCENES), encoder.sides), card)
     save_bundle(written, out, card)
     return written.parity
-
-
-def _kept(student: str) -> dict[str, Any]:
-    """Return what the model's own record says: teachers, recipe, data, metrics, licences."""
-    if student.startswith(OPEN_CLIP[0]) or checkpoint_file(student) is not None:
-        return {}
-    path = model_folder(student, weights=False) / RECORD
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {key: value for key, value in kept.items() if key != SECTION}

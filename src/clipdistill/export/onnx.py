@@ -17,7 +17,7 @@ from clipdistill.data.sources import pairs
 from clipdistill.errors import ModelError
 from clipdistill.export.gate import Gate
 from clipdistill.export.graphs import OPSET, Side, write_graph
-from clipdistill.export.papers import card, licences, measure
+from clipdistill.export.papers import card, licences, measure, own_record
 from clipdistill.export.parity import BATCHES, Parity, check, model_images, model_texts
 from clipdistill.export.place import check_out
 from clipdistill.export.probes import SCENES, Probes, take_probes
@@ -27,7 +27,6 @@ from clipdistill.export.shipping import AUTO, MAX_RECALL_LOSS, find_precision, s
 from clipdistill.files import flush
 from clipdistill.models.bundle import versions
 from clipdistill.models.encoder import DualEncoder
-from clipdistill.models.hub import checkpoint_file, model_folder
 from clipdistill.models.loading import load
 from clipdistill.progress import progress
 from clipdistill.search.golden import GOLDEN, checksums, write_golden
@@ -36,7 +35,6 @@ from clipdistill.search.runtime import RECORD, SECTION, VERSION, Runtime
 from clipdistill.search.tokens import Reader, TextRules
 
 #: Begins a name of open_clip's for which there is no folder.
-_BY_NAME = "open_clip:"
 _FILES: dict[Side, str] = {"image": "onnx/vision_model.onnx", "text": "onnx/text_model.onnx"}
 _GOLDEN_SIDE, _GOLDEN_PICTURES, _GOLDEN_CAPTIONS = 128, 4, 6
 
@@ -66,7 +64,7 @@ def export(
     Raises :class:`ModelError` for a model that cannot be exported or whose graphs differ, :class:`ConfigError` for
     a folder that holds something else, :class:`DataError` for data that cannot be read.
     """
-    out, only = Path(out), find_precision(precision)
+    out, only = Path(out).resolve(), find_precision(precision)  # a link stays one
     check_out(out, SECTION, "exported model")
     encoder = load(str(student))
     probes = take_probes(pairs(data or SCENES), encoder.sides)
@@ -119,11 +117,8 @@ def _write(
 
 def _base(encoder: DualEncoder, student: str) -> dict[str, Any]:
     """Return the model's own record (teachers, recipe, data, metrics, licences), as of the weights that were loaded."""
-    kept: dict[str, Any] = {}
+    kept = own_record(student)
     described: Any = encoder  # every encoder says so, the interface does not ask for it
-    if not student.startswith(_BY_NAME) and checkpoint_file(student) is None:
-        path = model_folder(student, weights=False) / RECORD
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {
         **{key: value for key, value in kept.items() if key not in (LAYOUT, FILES)},
         "schema": kept.get("schema", 1),

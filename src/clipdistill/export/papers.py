@@ -6,6 +6,7 @@ Shapes: ``N`` pictures, ``M`` captions, ``D`` joint width.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 from clipdistill.data.images import decode
 from clipdistill.data.samples import Sample
 from clipdistill.data.sources import pairs
-from clipdistill.errors import DataError, SearchError
+from clipdistill.errors import DataError, ModelError, SearchError
 from clipdistill.evaluation.bootstrap import DRAWS, Interval, Statistic, alone, ratio
 from clipdistill.evaluation.metrics import best_ranks
 from clipdistill.evaluation.retrieval import KS, pictures_of_texts, texts_of_pictures
-from clipdistill.models.bundle import model_card
+from clipdistill.models.bundle import RECORD, model_card
+from clipdistill.models.hub import OPEN_CLIP, checkpoint_file, model_folder
 from clipdistill.models.licences import as_card, chain, of_record, warnings
 from clipdistill.progress import console, progress
 from clipdistill.search.calibrate import calibrate
@@ -41,6 +43,25 @@ class _Pairs:
     owners: NDArray[np.intp]
     answers: list[NDArray[np.intp]]
     skipped: int
+
+
+def own_record(student: str) -> dict[str, Any]:
+    """Return what the record of the model says (teachers, recipe, data, metrics, licences), empty if there is none.
+
+    Raises :class:`ModelError` for a damaged one.
+    """
+    if student.startswith(OPEN_CLIP[0]) or checkpoint_file(student) is not None:
+        return {}
+    path = model_folder(student, weights=False) / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"{path} is damaged: {error}. It says what the model was made from: copy it again, or, where that is known "
+            "otherwise, remove it."
+        ) from error
 
 
 def licences(record: Mapping[str, Any], student: str) -> dict[str, Any]:

@@ -52,6 +52,11 @@ def _upload(folder: Path, repository: str, private: bool, revision: str | None) 
     api: Any = HfApi(library_name="clipdistill")
     try:
         address = str(api.create_repo(repository, private=private, exist_ok=True))
+        if private and not api.repo_info(repository).private:  # it was there before, and stays as it was
+            raise ConfigError(
+                f"{repository} is there already and public. Make it private in its settings, name another, or leave "
+                "out --private. Nothing was pushed."
+            )
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
         api.upload_folder(

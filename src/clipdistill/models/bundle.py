@@ -62,7 +62,7 @@ def save_bundle(encoder: Saveable, folder: Path, card: Mapping[str, Any]) -> Non
     not empty is refused with a :class:`ModelError`.
     """
     folder = Path(folder)
-    _refuse_foreign(folder)
+    _refuse_foreign(folder, card)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -76,14 +76,23 @@ def save_bundle(encoder: Saveable, folder: Path, card: Mapping[str, Any]) -> Non
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_foreign(folder: Path, card: Mapping[str, Any]) -> None:
     if folder.is_file():
         raise ModelError(f"cannot save a model to {folder}: it is a file. Give the name of a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not _is_alike(folder / RECORD, card):
         raise ModelError(
-            f"will not replace {folder}: it holds files and no {RECORD}, so it is not a saved model of ours. "
+            f"will not replace {folder}: it holds files and no {RECORD} of a saved model of ours. "
             "Choose another folder, or empty this one."
         )
+
+
+def _is_alike(path: Path, card: Mapping[str, Any]) -> bool:
+    """Whether a record is that of a model saved as this one will be: not of an exported graph, or of an index."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return "inputs" in found and "runtime" not in found and ("layout" in found) == ("layout" in card)
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _put_in_place(fresh: Path, folder: Path) -> None:
@@ -210,7 +219,7 @@ def _what(record: Mapping[str, Any]) -> str:
     kind = "CLIP" if _has_text(record) else "image classifier" if classes else "image encoder"
     title = "A dual encoder of images and texts" if _has_text(record) else f"An {kind}"
     teachers = ", ".join(f"`{uri}`" for uri in _teachers(record).values())
-    origin = f"distilled from {teachers}" if teachers else "trained"
+    origin = f"distilled from {teachers}" if teachers else "trained" if record.get("recipe") else "exported"
     article = "A" if _has_text(record) else "An"
     if not _has_pictures(record):
         kind, title = "text encoder", "A text encoder"

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     ChineseCLIPModel,
@@ -30,7 +31,7 @@ from clipdistill.models.own_code import refuse_map
 from clipdistill.models.preprocessing import read_processor, transform_of
 from clipdistill.models.quiet import quiet
 from clipdistill.models.timm import import_for
-from clipdistill.models.tokenizing import TextRules, Tokenizing
+from clipdistill.models.tokenizing import TextRules, Tokenizing, positions
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 from clipdistill.models.weights import image_tokens, model_type, read_weights
 
@@ -79,7 +80,7 @@ class HuggingFaceEncoder:
         self.tokenizer: Any = tokenizer
         self.processor = processor
         self.transform: Transform | None = transform_of(processor, uri)
-        self.rules = _text_rules(module.config, self._family, tokenizer)
+        self.rules = _text_rules(module, self._family, tokenizer)
         self.tokenize = Tokenizing(tokenizer, self.rules, self._family.tokens)
         self.width = _width(module.config)
 
@@ -161,7 +162,24 @@ def load(uri: str, folder: Path, device: str) -> HuggingFaceEncoder:
     processor, tokenizer = read_processor(folder), read_tokenizer(folder)
     _check_vocabulary(tokenizer, config, folder)
     module = read_weights(family.model, config, folder, device)
-    return HuggingFaceEncoder(uri, module.to(device).eval(), tokenizer, processor)
+    encoder = HuggingFaceEncoder(uri, module.to(device).eval(), tokenizer, processor)
+    if family.model is VisionTextDualEncoderModel:
+        _try(encoder, device)
+    return encoder
+
+
+def _try(encoder: HuggingFaceEncoder, device: str) -> None:
+    """Embed a caption: any towers may stand side by side, and not all of them give a row."""
+    tokens = {name: rows.to(device) for name, rows in encoder.tokenize(["a"]).items()}
+    try:
+        with torch.no_grad():
+            encoder.texts(tokens)
+    except Exception as error:  # no pooled output, an input of another name: whatever the class says
+        tower = type(encoder.module.text_model).__name__
+        raise ModelError(
+            f"{encoder.uri}: its text tower, a {tower}, gives no row for a caption ({type(error).__name__}: {error}). "
+            "Expected a tower with a pooled output, such as a BertModel."
+        ) from error
 
 
 def read_config(folder: Path) -> tuple[Family, Any]:
@@ -189,14 +207,13 @@ def _check_vocabulary(tokenizer: Any, config: Any, folder: Path) -> None:
         )
 
 
-def _text_rules(config: Any, family: Family, tokenizer: Any) -> TextRules:
-    text = config.text_config
-    positions = text.max_position_embeddings
+def _text_rules(module: Any, family: Family, tokenizer: Any) -> TextRules:
+    config = module.config
+    room = config.text_config.max_position_embeddings
     if family.sticky_end:
-        return TextRules("max_length", positions, _must_lower(config, tokenizer))
-    if "roberta" in text.model_type:  # its positions start behind the padding id
-        positions -= text.pad_token_id + 1
-    return TextRules("longest", min(positions, tokenizer.model_max_length, family.longest or positions), False)
+        return TextRules("max_length", room, _must_lower(config, tokenizer))
+    room = min([room, *positions(module.text_model)])
+    return TextRules("longest", min(room, tokenizer.model_max_length, family.longest or room), False)
 
 
 def _must_lower(config: Any, tokenizer: Any) -> bool:

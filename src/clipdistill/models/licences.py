@@ -179,12 +179,19 @@ def _folder(uri: str) -> Path | None:
         return None
 
 
+#: How files end that open_clip takes in the place of the name of weights.
+_WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
+
+
 def _name(uri: str, folder: Path | None) -> str:
     """What a table knows a model by: a hub's name, which a local folder may have written down, or a checkpoint's."""
-    if folder is None or not Path(uri.removeprefix("file:")).expanduser().exists():
+    if uri.startswith(OPEN_CLIP[0]):
+        return "" if uri.endswith(_WEIGHTS) or Path(uri.partition("/")[2]).is_file() else uri
+    path = Path(re.sub("^(file|local-dir):", "", uri)).expanduser()
+    if folder is None or not path.exists():
         return uri
-    if Path(uri).is_file():
-        return Path(uri).name
+    if path.is_file():
+        return path.name
     try:
         told = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path", "")
     except (OSError, ValueError, AttributeError):
@@ -217,7 +224,9 @@ def _from_card(folder: Path) -> _Found | None:
     """The header of a model card: ``license``, and for ``other`` its ``license_name`` and ``license_link``."""
     header = _header(folder / "README.md")
     given = header.get("license")
-    licence = str(given[0] if isinstance(given, list) and given else given or "").strip().lower()
+    names = [str(name or "").strip().lower() for name in (given if isinstance(given, list) else [given])]
+    # Of several the one that leaves least, or least of which is known.
+    licence = max(names, key=lambda name: (FREE, TERMS, UNKNOWN, RESEARCH).index(use_of(name)), default="")
     if licence == "other":
         licence = str(header.get("license_name") or "other").strip().lower()
     if licence in ("", UNKNOWN):

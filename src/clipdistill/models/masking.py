@@ -31,8 +31,9 @@ def masked_images(encoder: DualEncoder, pixels: Inputs, ratio: float) -> Tensor:
         return encoder.images({**pixels, "pixel_values": _grey(pixels["pixel_values"], ratio)})
 
     def drop(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-        patches = math.isqrt(output.shape[1]) ** 2
-        return _drop(output, output.shape[1] - patches, ratio)
+        (side, across), *_ = [part.kernel_size for part in module.modules() if isinstance(part, nn.Conv2d)]
+        height, width = pixels["pixel_values"].shape[2:]
+        return _drop(output, output.shape[1] - (height // side) * (width // across), ratio)
 
     hook = tokens.register_forward_hook(drop)
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +23,14 @@ from clipdistill.errors import ModelError, did_you_mean
 from clipdistill.models.torch_files import read_tensors
 
 _MODULES, _PROMPTS, _LENGTH = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
+#: What older folders call the last, in the order in which they are looked for.
+_LENGTHS = (
+    _LENGTH,
+    *(
+        f"sentence_{kind}_config.json"
+        for kind in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+    ),
+)
 _TYPE = "sentence_transformers.models."
 #: By the names of their settings, in the order in which their rows are joined.
 POOLINGS = {
@@ -133,7 +142,11 @@ def read(folder: Path) -> Sentences:
             f"{'Give the folder of the CLIP model in it. ' if 'CLIPModel' in kinds else ''}"
             "Models with other parts are embedded with their own package, and their rows imported."
         )
-    settings, prompt = _object(parts[0][1] / _LENGTH, missing={}), _prompt(folder)
+    lengths = next((path for name in _LENGTHS if (path := parts[0][1] / name).is_file()), parts[0][1] / _LENGTH)
+    settings, prompt = _object(lengths, missing={}), _prompt(folder)
+    longest = settings.get("max_seq_length")
+    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
+        raise ModelError(f"{lengths}: max_seq_length is {longest!r}; expected a whole number above 0.")
     pooling, skips_prompt = _pooling(parts[1][1] / "config.json")
     if prompt and skips_prompt:
         raise ModelError(f"{folder} pools without the tokens of its prompt {prompt!r}, which is not done here.")
@@ -141,7 +154,7 @@ def read(folder: Path) -> Sentences:
         folder=parts[0][1],
         pooling=pooling,
         steps=tuple(parts[2:]),
-        longest=settings.get("max_seq_length"),
+        longest=longest,
         lower_case=bool(settings.get("do_lower_case")),
         prompt=prompt,
     )
@@ -216,12 +229,14 @@ def _read_dense(folder: Path) -> Dense:
             f"of {', '.join(_ACTIVATIONS)} of torch.nn, on pooled rows."
         )
     safe = folder / "model.safetensors"
-    weights = load_file(safe) if safe.is_file() else read_tensors(folder / "pytorch_model.bin")
-    linear = nn.Linear(values["in_features"], values["out_features"], bias=bool(values.get("bias", True)))
     try:
+        weights = load_file(safe) if safe.is_file() else read_tensors(folder / "pytorch_model.bin")
+        linear = nn.Linear(values["in_features"], values["out_features"], bias=bool(values.get("bias", True)))
         linear.load_state_dict({key.removeprefix("linear."): value.float() for key, value in weights.items()})
-    except RuntimeError as error:  # tensors that are missing, unknown or of other shapes
-        raise ModelError(f"the weights in {folder} are not those of its config.json: {error}") from error
+    except (RuntimeError, SafetensorError, KeyError, TypeError) as error:  # not whole, or of other shapes or none
+        raise ModelError(
+            f"the weights in {folder} are not those of its config.json: {error!r}. Copy it again."
+        ) from error
     return Dense(linear, getattr(nn, kind)())
 
 

@@ -31,7 +31,7 @@ from clipdistill.models.fingerprints import hash_model, settings_text, tokenizer
 from clipdistill.models.own_code import refuse_code
 from clipdistill.models.quiet import quiet
 from clipdistill.models.sentences import SentenceModel, Sentences
-from clipdistill.models.tokenizing import TextRules, Tokenizing
+from clipdistill.models.tokenizing import TextRules, Tokenizing, positions
 from clipdistill.models.vocabulary import read_tokenizer, write_tokenizer
 from clipdistill.models.weights import model_type, read_weights
 
@@ -206,9 +206,5 @@ def _class_for(config: type[Any], architectures: Sequence[str]) -> Any:
 def _longest(transformer: Any, tokenizer: Any, layout: Sentences) -> int:
     """Return how many tokens a caption may have: as the folder says, but no more than there are positions for."""
     limits = [tokenizer.model_max_length, layout.longest or tokenizer.model_max_length]
-    for name, part in transformer.named_modules():
-        if isinstance(part, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "position_embedding"):
-            # RoBERTa and MPNet count positions from behind the padding id.
-            limits.append(part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1))
-    shortest = int(min(limits))
+    shortest = int(min(*limits, *positions(transformer)))
     return shortest if shortest < 10**6 else _LONGEST

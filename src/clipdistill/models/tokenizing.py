@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,16 @@ class TextRules:
     padding: str
     length: int
     lower_case: bool
+
+
+def positions(transformer: nn.Module) -> list[int]:
+    """Return how many tokens each table of positions in a text tower has room for; none where angles say the place."""
+    return [
+        # RoBERTa, MPNet and their like count from behind the padding id.
+        part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+        for name, part in transformer.named_modules()
+        if isinstance(part, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "position_embedding")
+    ]
 
 
 @dataclass(frozen=True, eq=False)

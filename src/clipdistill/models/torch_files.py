@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,13 +27,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Of a training checkpoint it is the entry ``state_dict``. Raises :class:`ModelError` for a TorchScript archive, for
     a pickle with anything but tensors and plain values in it, and for a damaged file.
     """
-    zipped = zipfile.is_zipfile(path)
-    if zipped:
-        _refuse_programs(path)
     try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _refuse_programs(path)
         # The format before torch 1.6 is no archive and cannot be mapped.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # bytes of any other kind, such as a hub's page about an error, fail anywhere
         raise ModelError(
             f"{path} cannot be read as tensors alone ({_first_line(error)}). It is damaged, or holds Python objects, "
             "which could run code and are not opened. Download it again, or, where its origin is trusted, save its "

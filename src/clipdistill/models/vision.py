@@ -34,6 +34,7 @@ from clipdistill.models.huggingface import FAMILIES
 from clipdistill.models.preprocessing import clip_processor, read_processor, transform_of
 from clipdistill.models.presets import Preset
 from clipdistill.models.quiet import quiet
+from clipdistill.models.timm import import_for
 from clipdistill.models.weights import attention_for, model_type, read_weights
 
 #: Transformers whose last hidden states are normed and begin with the class token, and what their bare classes are
@@ -197,6 +198,7 @@ def _read_config(folder: Path) -> Any:
     """Read the configuration of a model whose input is pictures; raises :class:`ModelError` for any other."""
     path, kind = folder / "config.json", model_type(folder)
     config = None
+    import_for(path)
     try:
         with quiet():
             if kind in CONFIG_MAPPING:
