@@ -281,3 +281,20 @@ def test_the_length_of_logs_makes_no_other_run_also_in_stages() -> None:
         return Known().content(make_run({**run, "stages": [{}, {"train": {"lr": 0.001, **train}}]}))
 
     assert content() == content(log_every=5) != content(clip_norm=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cells": {"a": {"recipe": "clip", "data": "no/such"}}}, r"the grid, a: no/such: there is no such file"),
+        ({"cells": {"a": {"recipe": "clip", "train": {"batch_size": 99}}}}, r"the grid, a: .*99"),
+        ({"evaluate": {"zeroshot": "scenes:zeroshot?n=1"}}, r"evaluate.zeroshot: .* has no two labels at least"),
+        ({"metrics": []}, r"metrics: expected at least one of .*; found none"),
+    ],
+)
+def test_data_that_will_not_do_are_told_before_a_teacher_is_trained(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ClipdistillError, match=message):
+        compare(grid(**changes), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -67,6 +67,17 @@ class Tasks:
             pairs(zeroshot) if zeroshot else general.zeroshot,
         )
 
+    def check(self) -> None:
+        """Raise :class:`DataError` for data without what their task asks: before models are trained for it."""
+        for task, needs in (
+            ("retrieval", "captions"),
+            ("image_retrieval", "two pictures of the same group, caption or thing"),
+            ("zeroshot", "two labels at least"),
+        ):
+            source = getattr(self, task)
+            if source is not None and getattr(self.afforded(source), task) is None:
+                raise DataError(f"evaluate.{task}: {source.uri} has no {needs}. Name other data, or leave it out.")
+
     @classmethod
     def afforded(cls, source: Source) -> Tasks:
         """Every task for which ``source`` has what it takes."""

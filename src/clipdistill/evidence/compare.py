@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from clipdistill.config import EvaluateConfig, load_run
-from clipdistill.errors import ConfigError
+from clipdistill.data.sources import pairs
+from clipdistill.errors import ClipdistillError, ConfigError
 from clipdistill.evaluation.evaluate import Evaluation, Tasks
 from clipdistill.evidence.cells import Job, Known, embed_stores, jobs, teacher_jobs
 from clipdistill.evidence.finish import compare_models
@@ -31,6 +32,7 @@ from clipdistill.evidence.report.terminal import ascii_signs
 from clipdistill.evidence.running import run_all
 from clipdistill.teachers.stored import model_behind
 from clipdistill.training.run_folder import CONFIG
+from clipdistill.training.stages import stage_runs
 
 
 def compare(grid: Grid, out: Path, at_once: int | None = 1, forecast: bool = False) -> tuple[Outcome, Path]:
@@ -48,6 +50,8 @@ def compare(grid: Grid, out: Path, at_once: int | None = 1, forecast: bool = Fal
     if at_once is not None and at_once < 1:
         raise ConfigError(f"--jobs is {at_once}; expected 1 or more.")
     tasks, known = Tasks.open(**grid.evaluate.uris()), Known()
+    tasks.check()
+    _check_data(grid)
     families = groups(grid) if forecast else []
     first = teacher_jobs(grid, out, known)
     # A teacher of one seed among several is one run.
@@ -97,6 +101,17 @@ def tables(outcome: Outcome) -> list[Table]:
     ahead = [forecast_table(own) for own in found if own]
     apart = [_by_teacher(outcome, metric) for metric in outcome.headline] if outcome.teacher_seeds else []
     return [*(_table(outcome, metric) for metric in outcome.headline), *apart, *ahead, *claims]
+
+
+def _check_data(grid: Grid) -> None:
+    """Open what every run trains on, and count its batches: better now than when the teachers are trained."""
+    for name, run in [*((name, runs[0]) for name, runs in grid.teachers.items()), *grid.cells.items()]:
+        try:
+            size = len(pairs(run.data))
+            for stage in stage_runs(run) or [run]:
+                stage.train.plan(size)
+        except ClipdistillError as error:
+            raise type(error)(f"{grid.name}, {name}: {error}") from error
 
 
 def _outcome(

@@ -52,25 +52,26 @@ class Judge:
 
     def student(self, job: Job) -> Measured:
         """Measure a finished run's student, or read what was measured before on the same data."""
-        return self._remembered(str(job.student), job.folder / FILE, self.teacher)
+        return self._remembered(str(job.student), job.folder / FILE, beside=self.teacher)
 
     def of_teacher(self, folder: Path) -> Measured | None:
         """Measure the teacher, if there is one; ``folder`` remembers it."""
         if self.teacher is None:
             return None
-        return self._remembered(self.teacher, folder / f"teacher-{FILE}", None)
+        return self._remembered(self.teacher, folder / f"teacher-{FILE}", beside=None)
 
-    def _remembered(self, uri: str, file: Path, teacher: str | None) -> Measured:
+    def _remembered(self, uri: str, file: Path, beside: str | None) -> Measured:
         """What is remembered of a model, its cosines to each teacher that it was set beside among it."""
-        known, beside = _read(file, self._key), self.known.model(teacher).fingerprint if teacher else ""
-        if known is None or (teacher and beside not in known["cosines"]):
+        known, name = _read(file, self._key), self.known.model(beside).fingerprint if beside else ""
+        if known is None or (beside and name not in known["cosines"]):
             console.print(f"measuring {uri}", markup=False)
-            found = self._evaluate(uri) if teacher else self._teacher_evaluation
+            found = self._teacher_evaluation if uri == self.teacher else self._evaluate(uri)
             known = known or _facts(uri, found)
-            known["cosines"][beside] = cosines(found, self._teacher_evaluation) if teacher else {}
+            if beside:
+                known["cosines"][name] = cosines(found, self._teacher_evaluation)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps({"key": self._key, **known}, indent=2, ensure_ascii=False) + "\n")
-        return Measured(**{**known, "cosines": known["cosines"].get(beside, {})})
+        return Measured(**{**known, "cosines": known["cosines"].get(name, {})})
 
     def _evaluate(self, uri: str) -> Evaluation:
         return evaluate({"student": load(uri)}, self.tasks)[0]

@@ -48,7 +48,8 @@ def _keeps(found: Retention) -> str:
         if (kept := found.kept.get(metric)) and kept.share is not None
     ]
     if not shares:
-        return f"{teacher} gets nothing right on these data, so {student} has nothing to keep."
+        told = [name for metric, name in _HEADLINES.items() if metric in found.kept] or ["what was measured"]
+        return f"{teacher} has nothing of {_and(told)} that {student} could keep."
     shares[0] = shares[0].replace(" of its ", f" of {teacher}'s ", 1)
     return f"{student} keeps {_and(shares)}{_cost(found)}."
 
