@@ -31,9 +31,10 @@ def masked_images(encoder: DualEncoder, pixels: Inputs, ratio: float) -> Tensor:
         return encoder.images({**pixels, "pixel_values": _grey(pixels["pixel_values"], ratio)})
 
     def drop(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-        (side, across), *_ = [part.kernel_size for part in module.modules() if isinstance(part, nn.Conv2d)]
         height, width = pixels["pixel_values"].shape[2:]
-        return _drop(output, output.shape[1] - (height // side) * (width // across), ratio)
+        tokens = output.shape[1]  # a grid of the picture's shape, and the few that stand before it
+        patches = math.isqrt(tokens * height // width) * math.isqrt(tokens * width // height)
+        return _drop(output, tokens - patches, ratio)
 
     hook = tokens.register_forward_hook(drop)
     try:
