@@ -169,6 +169,25 @@ def test_filters_tags_and_what_is_left_out(opened: Opener, site: Site) -> None:
     expect(shown.first).to_be_visible()
 
 
+def test_enter_in_a_field_searches_once(opened: Opener, site: Site) -> None:
+    page = opened(f"/?q={site.likely}")
+    expect(page.locator(".hit").first).to_be_visible()
+    page.get_by_text("Refine").click()
+    sent: list[Route] = []
+    page.route("**/api/search", lambda route: sent.append(route))
+    page.get_by_label("Without").fill("night")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Searching …")
+    assert [route.request.post_data_json["negatives"] for route in sent] == [["night"]]
+    body = asked(page, lambda: sent[0].continue_())
+    assert body["negatives"] == ["night"]
+    expect(page.locator(".hit").first).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Searching …")
+    assert len(sent) == 2, "asked again once it was answered"
+    page.unroute("**/api/search")
+
+
 def everything(site: Site) -> list:
     return list(site.searchers["all"].search(Query(texts={site.likely: 1.0}), Options(k=60)).hits)
 

@@ -261,7 +261,9 @@ addEventListener("drop", (event) => {
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  change({});
+  // Enter tells that a field has changed, too, and that has begun the same search.
+  const begun = $("results").ariaBusy === "true" && write({ ...collect(state), k: PAGE }) === write(state);
+  if (!begun) change({});
 });
 for (const id of ["without", "where", "least", "distinct"]) $(id).addEventListener("change", () => change({}));
 $("least").addEventListener("input", () => sure(true));
