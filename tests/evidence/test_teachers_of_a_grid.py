@@ -142,6 +142,10 @@ def test_cells_are_set_beside_the_teacher_they_were_given(tmp_path: Path) -> Non
         student = evaluate({name: load(measured.uri)}, tasks)[0]
         assert outcome.top(name, "mean_recall") == pytest.approx(teacher.metrics["mean_recall"])
         assert measured.cosines == pytest.approx(cosines(student, teacher))
+    one = [grid(cells={name: cells[name]}, teacher=None, teachers=None) for name in models]
+    again = [compare(part, tmp_path / "one")[0] for part in one]
+    alone = [its.top(name, "mean_recall") for its, name in zip(again, models, strict=True)]
+    assert alone == [outcome.top(name, "mean_recall") for name in models], "the teacher measured before was another"
     report = (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
     assert all(f"teacher: {model}" in report for model in models.values())
 

@@ -52,17 +52,18 @@ class Judge:
 
     def student(self, job: Job) -> Measured:
         """Measure a finished run's student, or read what was measured before on the same data."""
-        return self._remembered(str(job.student), job.folder / FILE, beside=self.teacher)
+        return self._remembered(str(job.student), job.folder / FILE, self._key, beside=self.teacher)
 
     def of_teacher(self, folder: Path) -> Measured | None:
         """Measure the teacher, if there is one; ``folder`` remembers it."""
         if self.teacher is None:
             return None
-        return self._remembered(self.teacher, folder / f"teacher-{FILE}", beside=None)
+        key = f"{self._key}-{self.known.model(self.teacher).fingerprint}"  # another one may have been there before
+        return self._remembered(self.teacher, folder / f"teacher-{FILE}", key, beside=None)
 
-    def _remembered(self, uri: str, file: Path, beside: str | None) -> Measured:
+    def _remembered(self, uri: str, file: Path, key: str, beside: str | None) -> Measured:
         """What is remembered of a model, its cosines to each teacher that it was set beside among it."""
-        known, name = _read(file, self._key), self.known.model(beside).fingerprint if beside else ""
+        known, name = _read(file, key), self.known.model(beside).fingerprint if beside else ""
         if known is None or (beside and name not in known["cosines"]):
             console.print(f"measuring {uri}", markup=False)
             found = self._teacher_evaluation if uri == self.teacher else self._evaluate(uri)
@@ -70,7 +71,7 @@ class Judge:
             if beside:
                 known["cosines"][name] = cosines(found, self._teacher_evaluation)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps({"key": self._key, **known}, indent=2, ensure_ascii=False) + "\n")
+            write_text(file, json.dumps({"key": key, **known}, indent=2, ensure_ascii=False) + "\n")
         return Measured(**{**known, "cosines": known["cosines"].get(name, {})})
 
     def _evaluate(self, uri: str) -> Evaluation:

@@ -26,7 +26,7 @@ from clipdistill.models.open_clip import OpenClipEncoder
 from clipdistill.models.open_clip_layout import save_open_clip
 from clipdistill.search.golden import checksums
 from clipdistill.search.papers import FILES, LAYOUT
-from clipdistill.search.runtime import RECORD
+from clipdistill.search.runtime import RECORD, SECTION
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def export_layout(student: str | Path, out: str | Path, layout: str, data: str |
     if reason := LAYOUTS[layout].refuse(encoder):
         able = ", ".join(name for name, one in LAYOUTS.items() if one.refuse(encoder) is None)
         raise ModelError(f"{encoder.uri} does not fit the layout {layout}: {reason}. Layouts that can: {able}.")
-    kept = own_record(str(student))
+    kept = {key: value for key, value in own_record(str(student)).items() if key != SECTION}
     card = {**kept, **licences(kept, str(student)), "library": LAYOUTS[layout].library, LAYOUT: layout}
     written = _Written(encoder, layout, take_probes(pairs(data or SCENES), encoder.sides), card)
     save_bundle(written, out, card)

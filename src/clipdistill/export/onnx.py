@@ -34,7 +34,6 @@ from clipdistill.search.papers import FILES, LAYOUT
 from clipdistill.search.runtime import RECORD, SECTION, VERSION, Runtime
 from clipdistill.search.tokens import Reader, TextRules
 
-#: Begins a name of open_clip's for which there is no folder.
 _FILES: dict[Side, str] = {"image": "onnx/vision_model.onnx", "text": "onnx/text_model.onnx"}
 _GOLDEN_SIDE, _GOLDEN_PICTURES, _GOLDEN_CAPTIONS = 128, 4, 6
 
