@@ -20,7 +20,7 @@ AHEAD = (2, 4, 10)
 DRAWS = 1000
 
 #: Seeds of a learning curve are drawn so often, to be the sample anew.
-_RESAMPLED = 40
+_RESAMPLED = 20
 _LENGTHS = ("steps", "epochs", "samples")
 
 
@@ -81,11 +81,14 @@ def _forecast(group: Group, metric: str, seeds: Mapping[Draw, list[tuple[float, 
 
 
 def _of_curves(seeds: Mapping[Draw, list[tuple[float, float]]], random: np.random.Generator) -> Laws:
-    """Fit seeds drawn anew: the points of one run lie above or below the law together."""
+    """Fit seeds drawn anew, one fewer than there are, which spread as means of all do (Rao and Wu, 1988).
+
+    The points of one run lie above or below the law together.
+    """
     curves = list(seeds.values())
     found = []
     for _ in range(_RESAMPLED):
-        chosen = random.integers(len(curves), size=len(curves))
+        chosen = random.integers(len(curves), size=len(curves) - 1)
         found.append(fit([point for number in chosen for point in curves[number]], DRAWS // _RESAMPLED, random))
     a, q, c, d = (np.concatenate([getattr(laws, name) for laws in found]) for name in ("a", "q", "c", "d"))
     return Laws(found[0].last, a, q, c, d)

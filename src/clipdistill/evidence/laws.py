@@ -2,16 +2,17 @@
 
     quality = a - (a - q) * ((size + c) / (last + c)) ** -d,    0 <= q <= a <= 100
 
-``last`` is the largest size there is, ``q`` the quality there, ``a`` what no size surpasses. Every law of a grid of
-``a``, ``c`` and ``d`` is weighed by how well it explains the points; what is forecast is the mean over draws of laws
-by weight, and its interval their 5th to 95th percentile. Few points leave many laws, and a wide interval.
+``last`` is the largest size there is, ``q`` the quality there, ``a`` what no size surpasses. Laws are drawn by how well
+they explain the points: first from a grid of ``a``, ``c`` and ``d``; then, since points that are many or quiet leave
+only laws that lie between those of a grid, they walk on by Metropolis's rule and are drawn again. What is forecast is
+the mean over the drawn, and its interval their 5th to 95th percentile. Few points leave many laws, and a wide interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,12 @@ from clipdistill.errors import ConfigError
 WORTH = 1.0
 LEAST_SIZES = 3
 
-_OFFSETS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-_EXPONENTS = np.geomspace(0.1, 3, 14)
-_CEILINGS = np.arange(1.0, 101.0)
+#: A law's place is log(c + 0.05), log(d) and a; c is 0 to 2, d 0.1 to 3, a up to 100. The grid has so many of each.
+_OFFSET = 0.05
+_LOW, _HIGH, _GRID = np.log([_OFFSET, 0.1, 1.0]), np.array([*np.log([2 + _OFFSET, 3.0]), 100.0]), (8, 14, 50)
+_CELL = (_HIGH - _LOW) / _GRID
+#: Laws are drawn by rising powers of their chances, lest all of them start from one law of the grid that is far ahead.
+_POWERS, _STEPS = (0.0, 0.25, 0.5, 1.0), 50
 #: Runs differ by noise even where few points happen to lie on a law: half a point, believed as much as one point.
 _NOISE, _BELIEF = 0.5, 1
 
@@ -112,18 +116,48 @@ def fit(points: Sequence[tuple[float, float]], draws: int, random: np.random.Gen
     if (count := len(np.unique(size))) < LEAST_SIZES:
         raise ConfigError(f"a forecast needs {LEAST_SIZES} sizes or more, found {count}. Add lengths, or evaluations.")
     last = float(size.max())
-    c, d, a = np.array(list(product(_OFFSETS, _EXPONENTS, _CEILINGS))).T
+    grid = product(*(np.linspace(low, high, count) for low, high, count in zip(_LOW, _HIGH, _GRID, strict=True)))
+    laws = _explain(np.array(list(grid)).T, size / last, quality)
+    for before, power in pairwise(_POWERS):
+        chances = np.exp((power - before) * (laws[-1] - laws[-1].max()))
+        laws = laws[:, random.choice(len(chances), draws, p=chances / chances.sum())]
+        for _ in range(_STEPS):
+            laws = _walk(laws, power, size / last, quality, random)
+    c, d, a, q, error, _ = laws
+    q = q + error * random.standard_t(_freedom(size), draws)
+    return Laws(last, a, np.clip(q, 0, a), np.exp(c) - _OFFSET, np.exp(d))
+
+
+def _explain(place: Values, size: Values, quality: Values) -> Values:
+    """Places ``[3, laws]`` to ``[6, laws]``: the place, the likeliest q, its error, and the log of how likely it is."""
+    c, d, a = np.exp(place[0]) - _OFFSET, np.exp(place[1]), place[2]
     # Of a law without q, quality = rest + q * u; q is found by least squares, and its error is Student's t.
-    u = ((size / last + c[:, None]) / (1 + c[:, None])) ** -d[:, None]
+    u = ((size + c[:, None]) / (1 + c[:, None])) ** -d[:, None]
     rest = quality - a[:, None] * (1 - u)
     weight = np.sum(u * u, axis=1)
     q = np.sum(u * rest, axis=1) / weight
     squares = np.sum((rest - q[:, None] * u) ** 2, axis=1) + _BELIEF * _NOISE**2
-    freedom = len(size) - 1 + _BELIEF
-    error = np.sqrt(squares / freedom / weight)
-    likely = -0.5 * np.log(weight) - 0.5 * freedom * np.log(squares)
+    error = np.sqrt(squares / _freedom(size) / weight)
+    likely = -0.5 * np.log(weight) - 0.5 * _freedom(size) * np.log(squares)
     likely[q > a + 2 * error] = -np.inf
-    chances = np.exp(likely - likely.max())
-    drawn = random.choice(len(a), draws, p=chances / chances.sum())
-    q_drawn = q[drawn] + error[drawn] * random.standard_t(freedom, draws)
-    return Laws(last, a[drawn], np.clip(q_drawn, 0, a[drawn]), c[drawn], d[drawn])
+    return np.stack([*place, q, error, likely])
+
+
+def _walk(laws: Values, power: float, size: Values, quality: Values, random: np.random.Generator) -> Values:
+    """Move every law a step, if it explains the points well enough where it comes to.
+
+    Half go along the difference of two others, which knows how ``a``, ``c`` and ``d`` make up for one another (ter
+    Braak, 2006), half somewhere near.
+    """
+    place, draws = laws[:3], laws.shape[1]
+    one, other = random.integers(draws, size=(2, draws))
+    near = random.normal(size=place.shape) * _CELL[:, None] * 10 ** random.uniform(-3, 0, draws)
+    along = (place[:, one] - place[:, other]) * random.uniform(0.3, 1, draws) + near / 100
+    to = place + np.where(random.random(draws) < 0.5, along, near)
+    inside = np.all((to >= _LOW[:, None]) & (to <= _HIGH[:, None]), axis=0)
+    moved = _explain(np.where(inside, to, place), size, quality)
+    return np.where(inside & (power * (moved[-1] - laws[-1]) > -random.exponential(size=draws)), moved, laws)
+
+
+def _freedom(size: Values) -> int:
+    return len(size) - 1 + _BELIEF
