@@ -132,9 +132,8 @@ class TrainConfig(_Section):
         given = [name for name in ("steps", "epochs", "samples") if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
-            raise ValueError(
-                f"give exactly one of steps, epochs and samples, found {found}: for instance train.epochs=10"
-            )
+            hint = f"train.{given[0]}=null takes one away" if given else "for instance train.epochs=10"
+            raise ValueError(f"give exactly one of steps, epochs and samples, found {found}: {hint}")
         return self
 
     def plan(self, samples: int) -> Plan:

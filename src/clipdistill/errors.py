@@ -20,12 +20,22 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
 class ClipdistillError(Exception):
     """Base of every error whose message is meant for the user."""
+
+
+@contextmanager
+def found_in(where: str) -> Iterator[None]:
+    """Say where, in front of what a user's error says."""
+    try:
+        yield
+    except ClipdistillError as error:
+        raise type(error)(f"{where}: {error}") from error
 
 
 class ConfigError(ClipdistillError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,6 +26,15 @@ def write_text(path: Path, text: str) -> None:
         if isinstance(error, OSError) and error.errno:  # named by the file that was asked for
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def object_in(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file, or no object in it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def mark(path: Path) -> tuple[int, ...]:

@@ -137,6 +137,12 @@ def test_an_array_with_a_table_becomes_an_index(
     assert (index.manifest.width, index.manifest.full) == (8, rows.shape[1])
     assert index.rows(["3"], ["tags", "caption"]).to_pylist() == [{"id": "3", "tags": ["a"], "caption": "t"}]
 
+    if ending == "jsonl":
+        whole = (tmp_path / "rows.jsonl").read_bytes()
+        (tmp_path / "rows.jsonl").write_bytes(whole.replace(b'"uid": 3', b'"uid": "\xff"'))
+        with pytest.raises(StoreError, match=r"rows\.jsonl:4: not JSON \(.*can't decode byte 0xff"):
+            import_index(tmp_path / "rows.npy", model, tmp_path / "y.index")
+        (tmp_path / "rows.jsonl").write_bytes(whole)
     np.save(tmp_path / "rows.npy", rows[:-1])
     with pytest.raises(StoreError, match=r"19 rows, and .* not as many"):
         import_index(tmp_path / "rows.npy", model, tmp_path / "y.index")

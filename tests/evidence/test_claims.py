@@ -116,6 +116,8 @@ def test_a_margin_decides_what_is_about_equal() -> None:
 
 def test_a_single_seed_decides_nothing() -> None:
     assert {judged(1, expect=text).verdict for text in ("up > base", "down > base", "near ~ base")} == {"within noise"}
+    assert judged(1, expect=None, cost={"params": "up < teacher"}).verdict == "holds", "weights have no noise"
+    assert judged(1, expect=None, cost={"image_ms": "up < teacher"}).verdict == "within noise"
 
 
 def test_costs_and_likeness_are_compared() -> None:

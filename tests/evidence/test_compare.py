@@ -287,7 +287,11 @@ def test_a_run_in_a_process_of_its_own_is_the_same(copy: Path, done: tuple[Outco
 @pytest.mark.parametrize(
     ("status", "kind", "message"),
     [
-        (1, TrainingError, r"clip, seed 0: the run failed \(status 1\), see .*\.txt:\nerror: no room"),
+        (
+            1,
+            TrainingError,
+            r"clip, seed 0: the run failed \(status 1\), see .*\.txt:\nerror: no room\n.* --cells A,B\.$",
+        ),
         (130, InterruptedRunError, r"clip, seed 0: stopped.*Go on with the same command\.$"),
     ],
 )

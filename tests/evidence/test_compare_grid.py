@@ -21,6 +21,7 @@ EDGES = {
     "inter_ts": ("SI>TT, ST>TI", "ST>TI, SI>TT", "TI>TT, TT>TI"),
     "inter_ss": ("SI>ST, ST>SI", "ST>SI, SI>ST", "TI>TT, TT>TI"),
 }
+SORTER = {"recipe": "classify", "student": {"preset": "scenes-vit"}}
 STRATEGIES = ("infonce", "fd", "sd", "kl", "sym_sd", "sym_kl")
 
 
@@ -76,6 +77,14 @@ def test_names_that_yaml_reads_as_something_else_are_names(tmp_path: Path) -> No
     assert grid.claims[1].cells == {"16", "32", "48", "64"}
 
 
+def test_a_cell_says_its_own_length() -> None:
+    """One of steps, epochs and samples takes the place of another, as it does in a stage."""
+    grid = make_grid(grid_data(cells={"a": {"recipe": "clip", "train": {"epochs": 2}}, "b": {"recipe": "clip"}}))
+    lengths = {name: (cell.train.steps, cell.train.epochs) for name, cell in grid.cells.items()}
+    assert lengths == {"a": (None, 2), "b": (4, None)}
+    assert grid.cells["a"].train.batch_size == 16
+
+
 def test_the_baseline_is_the_cell_of_that_name_or_the_first() -> None:
     assert make_grid(grid_data()).baseline == "clip"
     named = grid_data(cells={"one": {"recipe": "clip"}, "baseline": {"recipe": "clip"}})
@@ -95,7 +104,15 @@ def test_the_baseline_is_the_cell_of_that_name_or_the_first() -> None:
         ({"seeds": [0, "x"]}, "seeds: expected whole numbers"),
         ({"evaluate": {}}, "name data to evaluate on: evaluate.retrieval"),
         ({"evaluate": {"retrival": "x"}}, "Did you mean 'retrieval'"),
-        ({"cells": {"a": {"recipe": "clip-kt"}}}, "Did you mean 'clip-kd'"),
+        ({"cells": {"a": {"recipe": "clip-kt"}}}, "cell a: unknown recipe 'clip-kt'"),
+        (
+            {"teachers": {"b": {"recipe": "clp", "data": "x", "train": {"steps": 1}}}},
+            "teachers, b: unknown recipe 'clp'",
+        ),
+        (
+            {"evaluate": {"zeroshot": "x"}, "metrics": ["zeroshot_acc1"], "cells": {"a": SORTER}},
+            "'zeroshot_acc1' is not measured of classifiers, and every cell is one",
+        ),
         ({"cells": {"a": {"train": {"stps": 3}}}}, "cell a: unknown key 'train.stps'. Did you mean 'steps'"),
         ({"cells": {"a": {"seed": 3}}}, "a grid sets 'seed' for every cell; write seeds"),
         ({"cells": {"a": {"out": "x"}}}, "give --out"),
@@ -127,6 +144,7 @@ def test_the_command_line_means_a_grid_recipes_or_runs(tmp_path: Path) -> None:
     for arguments, message in [
         (([], None, "conaklip", None, None), "unknown grid 'conaklip'.*Did you mean 'conaclip'"),
         (([str(file)], None, "conaclip", None, None), "several things to compare"),
+        ((["a.yaml", "b.yaml"], None, None, None, None), "several grids: a.yaml, b.yaml. Give one at a time"),
         (([str(file)], None, None, None, "fature"), "no cell 'fature'. Did you mean 'feature'"),
         ((["a", "b"], None, None, 3, None), "--seeds belongs to a grid"),
         ((words, "clip,clip", None, None, None), "two recipes have the same name"),

@@ -28,6 +28,7 @@ RECORD = "clipdistill.json"
 ID_COLUMNS = ("id", "ids", "image_id", "image_path", "file_name", "key", "uid", "url")
 PLACES = ("image_path", "file_name", "path", "url")
 CAPTIONS = ("caption", "text", "title")
+_SIZES = ("width", "height")
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _batches(table: Path) -> Iterator[dict[str, list[Any]]]:
 
 
 def _lines(table: Path) -> Iterator[dict[str, list[Any]]]:
-    with table.open(encoding="utf-8-sig") as file:
+    with table.open("rb") as file:
         numbered = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         while part := list(islice(numbered, ROWS)):
             rows = [_object(table, number, line) for number, line in part]
@@ -187,13 +188,13 @@ def _lines(table: Path) -> Iterator[dict[str, list[Any]]]:
             }
 
 
-def _object(table: Path, number: int, line: str) -> Mapping[str, Any]:
+def _object(table: Path, number: int, line: bytes) -> Mapping[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(text := line.decode("utf-8-sig"))
     except ValueError as error:
         raise StoreError(f"{table}:{number}: not JSON ({error}).") from error
     if not isinstance(row, dict):
-        raise StoreError(f'{table}:{number}: found {line.strip()[:60]}, expected {{"id": "...", ...}}.')
+        raise StoreError(f'{table}:{number}: found {text.strip()[:60]}, expected {{"id": "...", ...}}.')
     return row
 
 
@@ -213,7 +214,7 @@ def _joined(
 def _said(row: Mapping[str, Any]) -> Said:
     place, caption = (next((row[one] for one in names if row.get(one)), "") for names in (PLACES, CAPTIONS))
     tags = row.get("tags")
-    width, height = (size if isinstance(size := row.get(name), int) else 0 for name in ("width", "height"))
+    width, height = (size if isinstance(size := row.get(name), int) and 0 < size < 1 << 31 else 0 for name in _SIZES)
     return Said(
         str(place),
         as_caption(caption),

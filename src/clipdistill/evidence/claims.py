@@ -24,8 +24,11 @@ from clipdistill.errors import ConfigError, did_you_mean
 from clipdistill.evidence.statistics import Difference
 
 KEYS = ("claim", "says", "source", "expect", "metric", "margin", "cost", "correlation", "cells")
-#: What a model costs, by the names of comparison.csv.
-COSTS = ("train_seconds", "params", "image_params", "text_params", "image_ms", "text_ms")
+#: What a model costs, by the names of comparison.csv; of the first no two runs of a cell differ.
+SIZES = ("params", "image_params", "text_params")
+COSTS = ("train_seconds", *SIZES, "image_ms", "text_ms")
+#: How the metrics begin that classifiers have.
+OF_CLASSIFIERS = ("classify_", "image_to_image_")
 #: How alike a student's rows are to its teacher's.
 LIKENESS = ("feature_cosine_image", "feature_cosine_text")
 HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
@@ -207,7 +210,7 @@ def _kind_without(figure: str, name: str, names: Names) -> str:
     if name in names.teachers and figure in ("train_seconds", *LIKENESS):
         return "a teacher"
     if name in names.classifiers:
-        other = figure in names.metrics and not figure.startswith(("classify_", "image_to_image_"))
+        other = figure in names.metrics and not figure.startswith(OF_CLASSIFIERS)
         return "a classifier" if other or figure in ("text_ms", *LIKENESS) else ""
     if figure.startswith("classify_"):
         return "no classifier"

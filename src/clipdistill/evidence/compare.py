@@ -14,7 +14,7 @@ from rich.text import Text
 
 from clipdistill.config import EvaluateConfig, load_run
 from clipdistill.data.sources import pairs
-from clipdistill.errors import ClipdistillError, ConfigError
+from clipdistill.errors import ConfigError, found_in
 from clipdistill.evaluation.evaluate import Evaluation, Tasks
 from clipdistill.evidence.cells import Job, Known, embed_stores, jobs, teacher_jobs
 from clipdistill.evidence.finish import compare_models
@@ -106,12 +106,10 @@ def tables(outcome: Outcome) -> list[Table]:
 def _check_data(grid: Grid) -> None:
     """Open what every run trains on, and count its batches: better now than when the teachers are trained."""
     for name, run in [*((name, runs[0]) for name, runs in grid.teachers.items()), *grid.cells.items()]:
-        try:
+        with found_in(f"{grid.name}, {name}"):
             size = len(pairs(run.data))
             for stage in stage_runs(run) or [run]:
                 stage.train.plan(size)
-        except ClipdistillError as error:
-            raise type(error)(f"{grid.name}, {name}: {error}") from error
 
 
 def _outcome(

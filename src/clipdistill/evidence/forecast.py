@@ -14,6 +14,7 @@ from clipdistill.evidence.grid import Grid
 from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.laws import LEAST_SIZES, Expected, Forecast, Group, Laws, fit
 from clipdistill.evidence.outcome import Outcome
+from clipdistill.training.stages import LENGTHS
 
 #: How many times the largest size is looked ahead to.
 AHEAD = (2, 4, 10)
@@ -21,7 +22,6 @@ DRAWS = 1000
 
 #: Seeds of a learning curve are drawn so often, to be the sample anew.
 _RESAMPLED = 20
-_LENGTHS = ("steps", "epochs", "samples")
 
 
 def groups(grid: Grid) -> list[Group]:
@@ -118,7 +118,7 @@ def _families(grid: Grid, sizes: Mapping[str, float], key: Callable[[RunConfig],
 
 
 def _but_length(cell: RunConfig) -> str:
-    return repr(cell.model_dump(exclude={"out": True, "train": set(_LENGTHS)}))
+    return repr(cell.model_dump(exclude={"out": True, "train": set(LENGTHS)}))
 
 
 def _but_n(cell: RunConfig) -> str:

@@ -30,7 +30,7 @@ import yaml
 
 from clipdistill.config import EvaluateConfig, RunConfig, apply_override, make_run
 from clipdistill.errors import ConfigError, did_you_mean, unreadable_yaml
-from clipdistill.evidence.claims import Claim, Names, read_claims
+from clipdistill.evidence.claims import OF_CLASSIFIERS, Claim, Names, read_claims
 from clipdistill.evidence.grid_runs import (
     LETTER,
     check_teachers,
@@ -120,6 +120,8 @@ def choose_grid(
     """
     files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
     given = [what for what in (recipes, name, *files) if what is not None]
+    if sum(Path(file).suffix in (".yaml", ".yml") for file in files) > 1:
+        raise ConfigError(f"found several grids: {', '.join(files)}. Give one at a time, each its own --out.")
     if recipes is None and name is None and len(files) != 1:
         for option, value in (("--seeds", seeds), ("--cells", cells)):
             if value is not None:
@@ -177,7 +179,7 @@ def make_grid(data: Any, overrides: Sequence[str] = (), seeds: int | None = None
     for name, cell in cells.items():
         check_teachers(name, cell, teachers, where)
     evaluate = _evaluate(tree["evaluate"], where)
-    metrics = _metrics(tree.get("metrics"), evaluate, where)
+    metrics = _metrics(tree.get("metrics"), evaluate, cells, where)
     return Grid(
         name=Path(where).stem,
         cells=cells,
@@ -254,8 +256,9 @@ def _read_evaluate(data: Any, where: str) -> EvaluateConfig:
     return make_run({"data": "", "train": {"steps": 1}, "out": "", "evaluate": data or {}}, where).evaluate
 
 
-def _metrics(data: Any, evaluate: EvaluateConfig, where: str) -> tuple[str, ...]:
+def _metrics(data: Any, evaluate: EvaluateConfig, cells: Mapping[str, RunConfig], where: str) -> tuple[str, ...]:
     """The metrics that are printed; by default one for each kind of data."""
+    sorting = all(cell.student.has_text is False for cell in cells.values())
     tasks = [task for task, uri in evaluate.uris().items() if uri]
     if data is None:
         return tuple(_HEADLINES[task] for task in tasks)
@@ -267,6 +270,8 @@ def _metrics(data: Any, evaluate: EvaluateConfig, where: str) -> tuple[str, ...]
         if metric not in known:
             hint = did_you_mean(str(metric), known)
             raise ConfigError(f"{where}: the metric '{metric}' is not measured on the data given.{hint}")
+        if sorting and not metric.startswith(OF_CLASSIFIERS):
+            raise ConfigError(f"{where}: the metric '{metric}' is not measured of classifiers, and every cell is one.")
     return tuple(dict.fromkeys(chosen))
 
 

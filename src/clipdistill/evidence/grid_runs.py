@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from clipdistill.algebra.recipe import Recipe
 from clipdistill.config import SELF, RunConfig, make_run
-from clipdistill.errors import ConfigError, RecipeError, did_you_mean
+from clipdistill.errors import ConfigError, RecipeError, did_you_mean, found_in
 from clipdistill.training.checks import used_teachers
+from clipdistill.training.stages import train_over
 
 #: The name of the teacher among the models of a comparison, if the grid gives it no other.
 TEACHER = "teacher"
@@ -33,10 +34,20 @@ def read_cell(name: Any, base: Mapping[str, Any], changes: Any, where: str) -> R
     _check_name(name, at, "a cell", (TEACHER,))
     own = {key: value for key, value in mapping(changes, at).items() if key != "stored"}
     run = _with_teacher(_merged(base, own), at)
+    if isinstance(changed := own.get("train"), Mapping):
+        run["train"] = train_over(mapping(base.get("train"), f"{where}, base, train"), changed)
     for key, instead in (("out", "give --out"), ("seed", "write seeds: [0, 1, 2] beside base"), ("evaluate", "")):
         if key in run:
             raise ConfigError(f"{at}: a grid sets '{key}' for every cell; {instead or 'write evaluate beside base'}.")
-    return make_run({**run, "out": str(name)}, at)
+    return _run({**run, "out": str(name)}, at)
+
+
+def _run(data: Mapping[str, Any], at: str) -> RunConfig:
+    """Read a run whose recipes can be read, too."""
+    run = make_run(data, at)
+    with found_in(at):
+        recipes_of(run)
+    return run
 
 
 def _check_name(name: Any, at: str, what: str, taken: Collection[str]) -> None:
@@ -87,7 +98,7 @@ def _teacher(data: Any, at: str) -> tuple[RunConfig, ...]:
     if "out" in run:
         raise ConfigError(f"{at}: a grid sets 'out' for its teacher; remove it.")
     seeds = [{"seed": seed} for seed in run["seed"]] if isinstance(run.get("seed"), (list, tuple)) else [{}]
-    runs = tuple(make_run({**run, **seed, "out": TEACHER}, at) for seed in seeds)
+    runs = tuple(_run({**run, **seed, "out": TEACHER}, at) for seed in seeds)
     if len({one.seed for one in runs}) < max(1, len(seeds)):
         raise ConfigError(f"{at}, seed: expected a number or a list of different ones, found {run['seed']!r}.")
     return runs

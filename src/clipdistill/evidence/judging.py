@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from clipdistill.errors import ConfigError
-from clipdistill.evidence.claims import FAILS, HOLDS, NOISE, Claim, Comparison, Correlation, Found, Judged
+from clipdistill.evidence.claims import FAILS, HOLDS, NOISE, SIZES, Claim, Comparison, Correlation, Found, Judged
 from clipdistill.evidence.outcome import Outcome
 from clipdistill.evidence.pairing import Run, count, difference, of_teacher
 from clipdistill.evidence.statistics import Difference, correlation
@@ -32,6 +32,8 @@ def _compare(pair: Comparison, outcome: Outcome, claim: str) -> Found:
     found = difference(left, right)
     if found is None:
         raise ConfigError(f"claim {claim}: the cells {pair.left} and {pair.right} share no seed.")
+    if pair.figure in SIZES:
+        found = Difference(found.mean, found.mean, found.mean)
     margin = pair.margin if pair.sign == "~" else None
     return Found(str(pair), pair.figure, found, count(left, right), _verdict(pair.sign, found, margin))
 

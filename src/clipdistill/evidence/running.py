@@ -26,6 +26,7 @@ from clipdistill.training.stages import distill
 
 #: Lines of a failed run that are told.
 _TOLD = 8
+_WITHOUT = "What is finished is kept. To compare without that cell, name the others: --cells A,B."
 #: A run takes more than its first step did by this factor: workers that read, checkpoints, evaluations.
 _HEADROOM = 1.5
 
@@ -118,6 +119,8 @@ def _here(job: Job) -> None:
         distill(job.config, job.is_begun)
     except InterruptedRunError as stopped:
         raise _stopped(job) from stopped
+    except TrainingError as error:
+        raise TrainingError(f"{job}: {error}\n{_WITHOUT}") from error
 
 
 def _in_parallel(waiting: Sequence[Job], most: int, measured: bool) -> None:
@@ -201,7 +204,8 @@ def _failed(job: Job, answer: Mapping[str, Any], log: Path) -> TrainingError:
     if answer["status"] == INTERRUPTED:
         return _stopped(job)
     last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD:] if log.exists() else []
-    return TrainingError(f"{job}: the run failed (status {answer['status']}), see {log}:\n" + "\n".join(last))
+    told = "\n".join(last)
+    return TrainingError(f"{job}: the run failed (status {answer['status']}), see {log}:\n{told}\n{_WITHOUT}")
 
 
 def _stopped(job: Job) -> InterruptedRunError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from clipdistill.errors import ConfigError
+from clipdistill.files import object_in
 from clipdistill.search.runtime import RECORD
 
 
@@ -19,14 +19,7 @@ def check_out(out: Path, key: str, what: str) -> None:
             f"cannot export to {out}: the current folder cannot be replaced whole. Name a folder in it, as in "
             f"--out {out / 'exported'}."
         )
-    if out.is_dir() and any(out.iterdir()) and not _holds(out / RECORD, key):
+    if out.is_dir() and any(out.iterdir()) and key not in object_in(out / RECORD):
         raise ConfigError(
             f"will not replace {out}: it holds files and is no {what}. Choose another folder, or empty this one."
         )
-
-
-def _holds(path: Path, key: str) -> bool:
-    try:
-        return key in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False

@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from clipdistill.errors import ModelError
+from clipdistill.files import object_in
 from clipdistill.models.hub import is_hub_name
 from clipdistill.models.layout_cards import USAGES
 
@@ -88,11 +89,8 @@ def _refuse_foreign(folder: Path, card: Mapping[str, Any]) -> None:
 
 def _is_alike(path: Path, card: Mapping[str, Any]) -> bool:
     """Whether a record is that of a model saved as this one will be: not of an exported graph, or of an index."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return "inputs" in found and "runtime" not in found and ("layout" in found) == ("layout" in card)
-    except (OSError, ValueError, TypeError):
-        return False
+    found = object_in(path)
+    return "inputs" in found and "runtime" not in found and ("layout" in found) == ("layout" in card)
 
 
 def _put_in_place(fresh: Path, folder: Path) -> None:

@@ -6,7 +6,6 @@ a table of published models is asked by name. What is found nowhere is called un
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from clipdistill.errors import ModelError
+from clipdistill.files import object_in
 from clipdistill.models.bundle import RECORD
 from clipdistill.models.hub import OPEN_CLIP, checkpoint_file, model_folder
 
@@ -164,7 +164,7 @@ def of_record(record: Mapping[str, Any]) -> list[Link]:
 def _behind(uri: str, role: str) -> Iterator[Link]:
     """What a model that is one of our students was made from."""
     folder = _folder(uri)
-    for link in of_record(_record(folder)) if folder is not None else ():
+    for link in of_record(object_in(folder / RECORD)) if folder is not None else ():
         yield Link(f"{role} < {link.role}", link.model, link.licence, link.use, link.source, link.address)
 
 
@@ -192,27 +192,16 @@ def _name(uri: str, folder: Path | None) -> str:
         return uri
     if path.is_file():
         return path.name
-    try:
-        told = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path", "")
-    except (OSError, ValueError, AttributeError):
-        return ""  # a folder's own name is whatever its owner calls it
-    return told if re.fullmatch(r"[\w.-]+/[\w.-]+", str(told)) else ""
+    told = str(object_in(folder / "config.json").get("_name_or_path", ""))
+    return told if re.fullmatch(r"[\w.-]+/[\w.-]+", told) else ""  # a folder's own name is whatever its owner calls it
 
 
 _Found = tuple[str, str, str, str]
 
 
-def _record(folder: Path) -> Mapping[str, Any]:
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _from_record(folder: Path) -> _Found | None:
     """A student of ours: what it inherited, with the use of the link that it came from."""
-    record = _record(folder)
+    record = object_in(folder / RECORD)
     if not record.get("licence"):
         return None
     binding = inherited(of_record(record))

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from clipdistill.training.checks import check_bank, check_letters, used_teachers
 from clipdistill.training.loop import Run
 from clipdistill.training.ranks import Ranks, joined
 
-_LENGTHS = ("steps", "epochs", "samples")
+#: How long a run is; it says one of them.
+LENGTHS = ("steps", "epochs", "samples")
 #: What a stage may say of a student that it does not make, and else takes over from the run.
 _KEPT = ("freeze", "matryoshka")
 
@@ -74,11 +76,15 @@ def stage_runs(config: RunConfig) -> list[RunConfig]:
     return [_stage_run(config, stage, number) for number, stage in enumerate(config.stages, start=1)]
 
 
+def train_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Put settings of a training over others; a length takes the place of whichever length was there."""
+    own_length = any(length in changes for length in LENGTHS)
+    return {**{key: value for key, value in base.items() if not (own_length and key in LENGTHS)}, **changes}
+
+
 def _stage_run(config: RunConfig, stage: StageConfig, number: int) -> RunConfig:
     where = f"stages, number {number}"
-    train = config.train.model_dump(exclude_defaults=True)
-    if any(length in stage.train for length in _LENGTHS):
-        train = {key: value for key, value in train.items() if key not in _LENGTHS}
+    train = train_over(config.train.model_dump(exclude_defaults=True), stage.train)
     prune = {**(config.prune.model_dump() if config.prune else {}), **stage.prune}
     student = {**config.student.model_dump(exclude_defaults=True), **stage.student}
     if number > 1:
@@ -91,7 +97,7 @@ def _stage_run(config: RunConfig, stage: StageConfig, number: int) -> RunConfig:
         "teachers": {letter: uri for letter, uri in config.teachers.items() if letter in used},
         "bank": config.bank.model_dump() | stage.bank,
         "batches": batches,
-        "train": train | stage.train,
+        "train": train,
         "prune": prune or None,
         "student": student,
         "out": _folder(config, number),
