@@ -22,7 +22,7 @@ from clipdistill.data.sources import pairs
 from clipdistill.data.views import Augmentation
 from clipdistill.errors import ModelError
 from clipdistill.evidence.grid import Grid
-from clipdistill.evidence.grid_runs import LETTER, TEACHER, Draw, main_teacher, recipe_teachers, recipes_of
+from clipdistill.evidence.grid_runs import TEACHER, Draw, main_teacher, recipe_teachers, recipes_of
 from clipdistill.files import checksum
 from clipdistill.models.bundle import RECORD
 from clipdistill.models.fingerprints import tokenizer_text
@@ -200,8 +200,7 @@ def jobs(grid: Grid, out: Path, known: Known, trained: Mapping[int | None, Mappi
     """
     found: dict[Path, Job] = {}
     for (teacher, own), seed, (cell, config) in product(trained.items(), grid.seeds, grid.cells.items()):
-        first = dict(zip([LETTER], own.values(), strict=False))
-        teachers = first | {letter: own.get(uri, uri) for letter, uri in config.teachers.items()}
+        teachers = {letter: own.get(uri, uri) for letter, uri in grid.teachers_of(cell).items()}
         whole = _with_teachers(config, teachers, known).model_copy(update={"seed": seed})
         if cell in grid.stored:
             whole = _on_stores(whole, out / "stores", known, grid.stored[cell])

@@ -84,10 +84,13 @@ class Grid:
         varied = next((own for own in seeds if len(own) > 1 and own[0] != own[1]), None)
         return varied or (None,)
 
+    def teachers_of(self, cell: str) -> dict[str, str]:
+        """The teachers of a cell by letter: its own, and the grid's first as its T if it names none."""
+        return dict(zip([LETTER], self.teachers, strict=False)) | self.cells[cell].teachers
+
     def taught_by(self, cell: str) -> str | None:
         """Name the grid's own teacher that a cell is measured against: its T, which is the first if it names none."""
-        first = dict(zip([LETTER], self.teachers, strict=False))
-        named = main_teacher(first | self.cells[cell].teachers)
+        named = main_teacher(self.teachers_of(cell))
         return named if named in self.teachers else None
 
     def only(self, names: Sequence[str]) -> Grid:
