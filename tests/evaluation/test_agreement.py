@@ -76,6 +76,13 @@ def test_rank_correlation_leaves_the_query_out() -> None:
     assert found == pytest.approx(float(np.mean(expected)))
 
 
+def test_one_row_is_no_ranking() -> None:
+    rows = np.eye(2, dtype=np.float32)
+    assert rank_correlation((rows, rows[:1]), (rows, rows[:1])) is None
+    assert rank_correlation((rows, rows), (rows, rows), np.arange(2)) is None
+    assert rank_correlation((rows, rows), (rows, rows)) == pytest.approx(1)
+
+
 def test_equal_values_share_their_mean_rank() -> None:
     assert mean_ranks(np.array([0.5, 0.1, 0.5, 0.9, 0.5])).tolist() == [2, 0, 2, 4, 2]
 

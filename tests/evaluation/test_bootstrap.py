@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipdistill.evaluation import bootstrap
-from clipdistill.evaluation.bootstrap import alone, draw, mean_of, paired, per_class, ratio
+from clipdistill.evaluation.bootstrap import FEWEST, alone, draw, mean_of, paired, per_class, ratio
 
 RNG = np.random.default_rng(11)
 UNITS = 40
@@ -64,6 +64,17 @@ def test_captions_of_a_picture_are_drawn_together() -> None:
     five = paired(100, {"r": (ratio(5 * hits, np.full(100, 5)),) * 2})["r"].student
     one = paired(100, {"r": (ratio(hits, np.ones(100)),) * 2})["r"].student
     assert (five.low, five.high) == (one.low, one.high)
+
+
+def test_few_pictures_have_no_interval() -> None:
+    """Where all of a few are found every draw says 100, and that is no evidence."""
+    for units in (FEWEST - 1, FEWEST):
+        hits = np.ones(units)
+        found = paired(units, {"a": (ratio(hits, hits), ratio(hits, hits))})["a"]
+        assert found.share is not None
+        told = {(one.low, one.high) for one in (found.student, found.teacher, found.share)}
+        assert told == ({(None, None)} if units < FEWEST else {(100.0, 100.0)})
+        assert (alone(units, {"a": ratio(hits, hits)})["a"].low is None) == (units < FEWEST)
 
 
 def test_mean_per_class_is_over_the_classes_drawn() -> None:

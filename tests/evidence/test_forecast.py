@@ -132,8 +132,11 @@ def test_too_little_to_go_by_is_refused_before_anything_is_trained(
 ) -> None:
     monkeypatch.setattr(running, "distill", refuse)
     for every in ("evaluate.every=null", "evaluate.every=50%"):
-        with pytest.raises(ConfigError, match=r"Add evaluate\.every=10%"):
+        with pytest.raises(ConfigError, match=r"Add evaluate\.every=10%.*alone\.$"):
             compare(grid(every), tmp_path / "out", forecast=True)
+    staged = {"clip": {"recipe": "clip", "stages": [{"train": {"steps": 10}}, {"train": {"steps": 10}}]}}
+    with pytest.raises(ConfigError, match=r"Cells of several stages are not forecast\.$"):
+        compare(grid("evaluate.every=10%", cells=staged), tmp_path / "out", forecast=True)
     assert not (tmp_path / "out").exists()
     assert main(["compare", "runs/a", "runs/b", "--forecast", "--out", str(tmp_path)]) == 1
     assert "--forecast belongs to a grid" in capsys.readouterr().err
@@ -153,6 +156,22 @@ def test_seeds_of_curves_lie_above_or_below_together() -> None:
     width = {name: one.ahead[1].high - one.ahead[1].low for name, one in (("together", together), ("apart", apart))}
     assert width["apart"] > max(8.0, 3 * width["together"])
     assert together.points[:2] == [(16.0, pytest.approx(60 - 30 * 0.5**-0.7)), (32.0, pytest.approx(30.0))]
+
+
+def test_few_seeds_that_lie_apart_say_so() -> None:
+    """Seeds share an offset at every length; what three of them say of their mean holds it as often as they say."""
+    random, group = np.random.default_rng(3), [Group("curve", {"a": 16.0})]
+    held = []
+    for _ in range(16):
+        curves = [
+            {s: {"mean_recall": 80 - 40 * s**-0.5 + off + random.normal(0, 0.3)} for s in (1, 2, 4, 8)}
+            for off in random.normal(0, 2, 3)
+        ]
+        measured = Measured("x", 1, 1, 0, {"mean_recall": 50.0}, {})
+        trials = {Draw(seed): Trial(measured, None, curve) for seed, curve in enumerate(curves)}
+        (found,) = forecasts(group, Outcome({"a": trials}, "a", ("mean_recall",)))
+        held.append(found.ahead[1].low <= 80 - 40 * 8**-0.5 <= found.ahead[1].high)
+    assert np.mean(held) >= 0.75
 
 
 def test_a_grid_is_forecast_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

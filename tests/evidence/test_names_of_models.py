@@ -27,11 +27,13 @@ def test_every_model_has_a_name_of_its_own(uris: list[str], names: list[str]) ->
     assert short_names(uris) == names
 
 
-def test_a_runs_student_is_called_as_the_run(tmp_path: Path) -> None:
+def test_a_runs_student_is_called_as_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for run in ("one", "two"):
         (tmp_path / run / "student").mkdir(parents=True)
         (tmp_path / run / "run.json").touch()
     assert short_names([str(tmp_path / run / "student") for run in ("one", "two")]) == ["one", "two"]
+    monkeypatch.chdir(tmp_path / "one" / "student")
+    assert short_names([".", ".."]) == [tmp_path.joinpath("one").name, "one 2"]
 
 
 def test_a_suite_may_be_in_the_home_folder() -> None:

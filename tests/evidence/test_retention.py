@@ -82,6 +82,23 @@ def test_narrower_rows_are_those_of_a_model_cut_by_hand(found: Retention) -> Non
         assert line.row_bytes == 4 * width
 
 
+def test_copies_of_a_picture_are_drawn_as_one(sides: tuple[Side, Side]) -> None:
+    """A row for every caption of a picture says no more than one row with all of them."""
+    student, teacher = (replace(one, prompts=None) for one in sides)
+
+    def copied(whole: Side) -> Side:
+        galleries = {
+            task: replace(gallery, contents=[row - row % 4 for row in range(len(gallery.contents))])
+            for task, gallery in whole.found.galleries.items()
+        }
+        return replace(whole, found=replace(whole.found, galleries=galleries))
+
+    once, copies = (measure(*both, widths=[]) for both in ((student, teacher), (copied(student), copied(teacher))))
+    units = [len(np.unique(one.student.directions()["text_to_image"].pictures)) for one in (once, copies)]
+    assert units[1] == -(-units[0] // 4)
+    assert copies.kept["text_to_image_R@1"].student.low is None, "ten pictures are too few"
+
+
 def test_ways_to_store_are_told_of_both_models(found: Retention) -> None:
     for name in ("small", "large"):
         whole, *rest = [line for line in found.lines if line.model == name]
@@ -178,7 +195,7 @@ def test_a_model_beside_itself_keeps_everything(sides: tuple[Side, Side]) -> Non
     assert found.cosines["pictures"] == pytest.approx(1)
     told = verdict(found)
     assert "copy keeps 100.0% (100.0 to 100.0) of large's mean recall" in told[0]
-    assert "0 are clearly lower, 0 clearly higher, and 14 not told apart" in told[1]
+    assert "clearly lower: 0, clearly higher: 0, not told apart by these data: 14." in told[1]
     assert "Where it loses most" not in retention_page(found, {})
 
 

@@ -47,15 +47,18 @@ def top_k_overlap(
     return {k: 100.0 * float(total) / queries for k, total in shared.items()}
 
 
-def rank_correlation(one: Asked, other: Asked, exclude: Indices | None = None) -> float:
+def rank_correlation(one: Asked, other: Asked, exclude: Indices | None = None) -> float | None:
     """Return Spearman's correlation of each query's similarities over the gallery, the mean over queries.
 
-    Equal similarities share their mean rank. A query for which a model tells no two rows apart counts as 0. Raises
+    Equal similarities share their mean rank. A query for which a model tells no two rows apart counts as 0. None
+    where there is but one row to rank. Raises
     :class:`DataError` if the models were not asked the same, or asked nothing.
     """
     queries, _ = _check(one, other)
     if not queries:
         raise DataError("there are no queries to correlate.")
+    if len(one[1]) - (exclude is not None) < 2:
+        return None
     total = 0.0
     for first, second in _both(one, other, exclude):
         for mine, theirs in zip(first, second, strict=True):

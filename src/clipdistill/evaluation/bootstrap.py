@@ -17,6 +17,8 @@ from clipdistill.evaluation.metrics import Indices, Rows
 
 DRAWS = 2_000
 _SEED = 0
+#: Of fewer pictures no draw shows what others would have brought: where all are found, so they are in every draw.
+FEWEST = 30
 #: Weights held at a time: 32 MiB of float64.
 _CHUNK = 2**22
 _PERCENTILES = (2.5, 97.5)
@@ -30,7 +32,10 @@ Counted = Rows | Indices | NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure on all pictures, and between which values it lies in 95% of the draws; None where that is unknown."""
+    """A figure on all pictures, and between which values it lies in 95% of the draws.
+
+    None where that is unknown, as of fewer than :data:`FEWEST` pictures.
+    """
 
     value: float
     low: float | None
@@ -82,7 +87,7 @@ def paired(
 ) -> dict[str, Kept]:
     """Return what is kept of each metric, whose ``statistics`` are the student's and the teacher's."""
     found = {name: [np.empty((2, 0))] for name in statistics}
-    for weights in draw(units, draws, seed):
+    for weights in draw(units, draws if units >= FEWEST else 0, seed):
         for name, both in statistics.items():
             found[name].append(np.stack([statistic(weights) for statistic in both]))
     whole = np.ones((1, units))
@@ -98,7 +103,7 @@ def alone(
 ) -> dict[str, Interval]:
     """Return each metric of one model, with its interval."""
     found = {name: [np.empty(0)] for name in statistics}
-    for weights in draw(units, draws, seed):
+    for weights in draw(units, draws if units >= FEWEST else 0, seed):
         for name, statistic in statistics.items():
             found[name].append(statistic(weights))
     whole = np.ones((1, units))

@@ -27,7 +27,7 @@ from clipdistill.models.encoder import DualEncoder, Inputs
 from clipdistill.progress import console, progress
 
 BATCH = 256
-_LATENCY_RUNS = 9
+_LATENCY_RUNS = 15
 #: So many pictures of a source may be unreadable.
 MAX_BROKEN = 100
 
@@ -185,6 +185,8 @@ def evaluate(
             found[name].skipped = max(found[name].skipped, len(source) - len(gallery.samples))
     for name, encoder in models.items():
         _measure(encoder, found[name], tasks.classes)
+    for name, times in _latencies(models).items():
+        found[name].latency = times
     return list(found.values())
 
 
@@ -298,7 +300,7 @@ def _as_rows(rows: Tensor) -> Rows:
 
 
 def _measure(encoder: DualEncoder, found: Evaluation, classes: Classes | None) -> None:
-    """Fill in the metrics of every task there is a gallery for, and the latencies."""
+    """Fill in the metrics of every task there is a gallery for."""
     encoder.module.eval()
     if gallery := found.galleries.get("retrieval"):
         found.metrics |= _retrieval(encoder, gallery, found)
@@ -307,7 +309,6 @@ def _measure(encoder: DualEncoder, found: Evaluation, classes: Classes | None) -
     if gallery := found.galleries.get("zeroshot"):
         ranks = gallery.ranks
         found.metrics |= _zeroshot(encoder, gallery, classes) if ranks is None else classify.accuracies(ranks)
-    found.latency = _latency(encoder)
 
 
 def _retrieval(encoder: DualEncoder, gallery: Gallery, found: Evaluation) -> dict[str, float]:
@@ -363,24 +364,33 @@ def _about(name: str, encoder: DualEncoder) -> Evaluation:
 
 
 @torch.no_grad()
-def _latency(encoder: DualEncoder) -> dict[str, float]:
-    """Median milliseconds for one picture and one caption, transform and tokenizer left out."""
-    times: dict[str, float] = {}
+def _latencies(models: Mapping[str, DualEncoder]) -> dict[str, dict[str, float]]:
+    """Median milliseconds for one picture and one caption, transform and tokenizer left out.
+
+    Models are timed in turn: whatever else the machine does then slows all of them.
+    """
+    calls = {(name, key): call for name, encoder in models.items() for key, call in _calls(encoder).items()}
+    times: dict[tuple[str, str], list[float]] = {which: [] for which in calls}
+    for _ in range(_LATENCY_RUNS):
+        for which, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[which].append((time.perf_counter() - start) * 1000)
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
+    for (name, key), own in times.items():
+        found[name][key] = round(median(own[2:]), 3)
+    return found
+
+
+def _calls(encoder: DualEncoder) -> dict[str, Callable[[], object]]:
+    """What embeds one picture and one caption."""
+    calls: dict[str, Callable[[], object]] = {}
     if encoder.transform is not None and "I" in encoder.sides:
         height, width = encoder.transform.size
         look = encoder.transform(Image.new("RGB", (width, height)))
         pixels = {name: torch.from_numpy(value)[None] for name, value in look.items()}
-        times["image_ms"] = _milliseconds(lambda: _move_and(encoder, encoder.images, pixels))
+        calls["image_ms"] = lambda: _move_and(encoder, encoder.images, pixels)
     if "T" in encoder.sides:
         tokens = encoder.tokenize(["a photo of two dogs on a beach"])
-        times["text_ms"] = _milliseconds(lambda: _move_and(encoder, encoder.texts, tokens))
-    return times
-
-
-def _milliseconds(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(_LATENCY_RUNS):
-        start = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - start) * 1000)
-    return round(median(times[2:]), 3)
+        calls["text_ms"] = lambda: _move_and(encoder, encoder.texts, tokens)
+    return calls

@@ -147,19 +147,28 @@ def _cut(rows: Rows, width: int | None) -> Rows:
 def _captioned(gallery: Gallery, texts: Rows, width: int | None) -> dict[str, Direction]:
     """Both directions between captions and pictures; every caption belongs to the picture it was told of."""
     images, pictures = _cut(gallery.images, width), gallery.questions[1]
+    copies = _copies(gallery)
     owners = np.array([owner for owner, _ in gallery.told], np.intp)
     answers = texts_of_pictures(pictures, len(images))
     asking = np.flatnonzero([len(own) > 0 for own in answers])
     return {
-        "text_to_image": Direction(texts, images, pictures, np.arange(len(texts)), owners),
-        "image_to_text": Direction(images[asking], texts, [answers[own] for own in asking], asking, asking),
+        "text_to_image": Direction(texts, images, pictures, np.arange(len(texts)), copies[owners]),
+        "image_to_text": Direction(images[asking], texts, [answers[own] for own in asking], asking, copies[asking]),
     }
 
 
 def _alike(gallery: Gallery, width: int | None) -> Direction:
     images, answers = _cut(gallery.images, width), matches(gallery.alike)
     asking = np.flatnonzero([len(own) > 1 for own in answers])
-    return Direction(images[asking], images, [answers[own] for own in asking], asking, asking, itself=True)
+    return Direction(
+        images[asking], images, [answers[own] for own in asking], asking, _copies(gallery)[asking], itself=True
+    )
+
+
+def _copies(gallery: Gallery) -> NDArray[np.intp]:
+    """The first picture with the same content as each, ``[N]``: copies are drawn together, as one picture is."""
+    first: dict[int, int] = {}
+    return np.array([first.setdefault(content, row) for row, content in enumerate(gallery.contents)], np.intp)
 
 
 def _classes(gallery: Gallery, prompts: Prompts, width: int | None) -> Direction:

@@ -118,6 +118,7 @@ def short_names(uris: Sequence[str]) -> list[str]:
 def _short_name(uri: str) -> str:
     """The folder's own name, its parent's for a run's student, with open_clip's architecture before its weights."""
     path = Path(uri.rstrip("/"))
+    path = path if path.name not in ("", "..") else path.resolve()
     if uri.startswith(OPEN_CLIP[0]):
         return f"{uri.removeprefix(OPEN_CLIP[0]).partition('/')[0]} {path.name}"
     inside_run = path.name == STUDENT and (path.parent / RECORD).is_file()

@@ -14,13 +14,14 @@ from clipdistill.evidence.grid import Grid
 from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.laws import LEAST_SIZES, Expected, Forecast, Group, Laws, fit
 from clipdistill.evidence.outcome import Outcome
+from clipdistill.evidence.statistics import t_quantile
 from clipdistill.training.stages import LENGTHS
 
 #: How many times the largest size is looked ahead to.
 AHEAD = (2, 4, 10)
 DRAWS = 1000
 
-#: Seeds of a learning curve are drawn so often, to be the sample anew.
+#: Seeds are drawn so often, to be the sample anew.
 _RESAMPLED = 20
 
 
@@ -44,9 +45,10 @@ def groups(grid: Grid) -> list[Group]:
         if name not in grouped and _evaluations(grid, plan) >= LEAST_SIZES
     ]
     if not found:
+        staged = " Cells of several stages are not forecast." if len(plans) < len(grid.cells) else ""
         raise ConfigError(
             f"--forecast needs at least {LEAST_SIZES} sizes to fit a law to, and no cell has them. Add "
-            "evaluate.every=10% for learning curves, or, better, cells that differ in train.steps alone."
+            f"evaluate.every=10% for learning curves, or, better, cells that differ in train.steps alone.{staged}"
         )
     return found
 
@@ -66,7 +68,7 @@ def _forecast(group: Group, metric: str, seeds: Mapping[Draw, list[tuple[float, 
     """Fit and look ahead; the draws are the same whenever the points are."""
     random = np.random.default_rng(0)
     points = [point for own in seeds.values() for point in own]
-    laws = _of_curves(seeds, random) if group.kind == "curve" and len(seeds) > 1 else fit(points, DRAWS, random)
+    laws = _of_seeds(list(seeds.values()), random) if len(seeds) > 1 else fit(points, DRAWS, random)
     gain = laws.at(2 * laws.last) - laws.at(laws.last)
     low, high = np.quantile(gain, (0.05, 0.95)).tolist()
     sizes = np.geomspace(min(size for size, _ in points), max(AHEAD) * laws.last, 40)
@@ -80,18 +82,22 @@ def _forecast(group: Group, metric: str, seeds: Mapping[Draw, list[tuple[float, 
     )
 
 
-def _of_curves(seeds: Mapping[Draw, list[tuple[float, float]]], random: np.random.Generator) -> Laws:
-    """Fit seeds drawn anew, one fewer than there are, which spread as means of all do (Rao and Wu, 1988).
+def _of_seeds(seeds: Sequence[Sequence[tuple[float, float]]], random: np.random.Generator) -> Laws:
+    """Fit seeds drawn anew: the points of one seed lie above or below the law together.
 
-    The points of one run lie above or below the law together.
+    One seed fewer is drawn than there are, whose means spread as the mean of all does (Rao and Wu, 1988). So few are
+    spread wider, by Student's t to the normal distribution.
     """
-    curves = list(seeds.values())
-    found = []
+    level = np.array([np.mean([value for _, value in own]) for own in seeds])
+    wider = t_quantile(len(seeds) - 1) / t_quantile(10**6) - 1
+    found, shifts = [], []
     for _ in range(_RESAMPLED):
-        chosen = random.integers(len(curves), size=len(curves) - 1)
-        found.append(fit([point for number in chosen for point in curves[number]], DRAWS // _RESAMPLED, random))
+        chosen = random.integers(len(seeds), size=len(seeds) - 1)
+        found.append(fit([point for number in chosen for point in seeds[number]], DRAWS // _RESAMPLED, random))
+        shifts += [wider * (level[chosen].mean() - level.mean())] * len(found[-1].a)
     a, q, c, d = (np.concatenate([getattr(laws, name) for laws in found]) for name in ("a", "q", "c", "d"))
-    return Laws(found[0].last, a, q, c, d)
+    a = np.clip(a + shifts, 0, 100)
+    return Laws(found[0].last, a, np.clip(q + shifts, 0, a), c, d)
 
 
 def _points(group: Group, outcome: Outcome, metric: str) -> dict[Draw, list[tuple[float, float]]]:

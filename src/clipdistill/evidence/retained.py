@@ -33,10 +33,12 @@ Ranks = Mapping[str, NDArray[np.intp]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike two models answer ``queries``: shared rows among the first k in percent, and Spearman's correlation."""
+    """How alike two models answer ``queries``: shared rows among the first k in percent, and Spearman's correlation, if
+    there is more than one row to rank.
+    """
 
     overlap: dict[int, float]
-    correlation: float
+    correlation: float | None
     queries: int
 
 

@@ -108,8 +108,7 @@ def _groups(found: Retention) -> dict[str, list[Row]]:
             for cell in words.kept_cells(kept)
             for value, _, bounds in [cell.partition(" (")]
         ]
-        clear = kept.difference.low is not None and not kept.difference.low <= 0 <= (kept.difference.high or 0)
-        groups.setdefault(group, []).append(Row(name, cells, _bar(kept, zoom), clear))
+        groups.setdefault(group, []).append(Row(name, cells, _bar(kept, zoom), words.clear(kept.difference) != 0))
     return groups
 
 
@@ -128,7 +127,7 @@ def _ks(found: Retention) -> list[int]:
 def _overlaps(found: Retention) -> Iterator[list[str]]:
     for way, one in found.agreements.items():
         shared = [comparison.points(one.overlap.get(k)) for k in _ks(found)]
-        yield [words.WAYS[way], f"{one.queries:,}", *shared, f"{one.correlation:.3f}"]
+        yield [words.WAYS[way], f"{one.queries:,}", *shared, words.correlation(one)]
 
 
 def _queries(found: Retention, sides: list[dict[str, Search]], way: str, album: Album) -> list[Query]:

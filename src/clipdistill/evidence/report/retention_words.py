@@ -16,7 +16,7 @@ from clipdistill.evidence.report.comparison import Size, change, label, points, 
 from clipdistill.evidence.report.results import as_dict as models_as_dict
 from clipdistill.evidence.report.results import plain
 from clipdistill.evidence.report.terminal import ascii_signs
-from clipdistill.evidence.retained import Crossing, Line, Retention
+from clipdistill.evidence.retained import Agreement, Crossing, Line, Retention
 
 #: What the verdict names, in this order.
 _HEADLINES = {
@@ -25,7 +25,7 @@ _HEADLINES = {
     "zeroshot_acc1": "zero-shot top 1",
     "classify_top1": "top 1 as a classifier",
 }
-_UNSURE = " (too few hits for an interval)"
+_UNSURE = " (too few for an interval)"
 #: A direction for people.
 WAYS = {
     "text_to_image": "Text to image",
@@ -60,18 +60,16 @@ def _cost(found: Retention) -> str:
     parts = [f"{_percent(student.params, teacher.params)} of the parameters"]
     for key, what in (("image_ms", "picture"), ("text_ms", "caption")):
         if key in student.latency and teacher.latency.get(key):
-            parts.append(f"{_percent(student.latency[key], teacher.latency[key])} of the time for a {what}")
+            parts.append(f"about {100 * student.latency[key] / teacher.latency[key]:.0f}% of the time for a {what}")
     return f", with {_and(parts)}"
 
 
 def _counted(found: Retention) -> str:
     """How many figures differ by more than chance, and where most is lost."""
-    worse = [kept for kept in found.kept.values() if kept.difference.high is not None and kept.difference.high < 0]
-    better = [kept for kept in found.kept.values() if kept.difference.low is not None and kept.difference.low > 0]
-    same = len(found.kept) - len(worse) - len(better)
+    told_apart = [clear(kept.difference) for kept in found.kept.values()]
     told = (
-        f"Of {len(found.kept)} figures {len(worse)} are clearly lower, {len(better)} clearly higher, and {same} not "
-        "told apart by these data."
+        f"Of {len(found.kept)} figures clearly lower: {told_apart.count(-1)}, clearly higher: {told_apart.count(1)}, "
+        f"not told apart by these data: {told_apart.count(0)}."
     )
     metric, most = min(found.kept.items(), key=lambda item: item[1].difference.value)
     if most.difference.value >= 0:
@@ -80,6 +78,13 @@ def _counted(found: Retention) -> str:
         f"{told} The largest loss is in {metric_name(metric)}: {points(most.student.value)} "
         f"against {points(most.teacher.value)}."
     )
+
+
+def clear(difference: Interval) -> int:
+    """1 or -1 where the interval, as it is shown, lies above or below zero, else 0."""
+    if difference.low is None or difference.high is None:
+        return 0
+    return int(round(difference.low, 1) > 0) - int(round(difference.high, 1) < 0)
 
 
 def _index(found: Retention) -> str:
@@ -100,6 +105,11 @@ def _index(found: Retention) -> str:
         f"In the index of {teacher}, queries of {first.asks} have a {WAYS[first.way].lower()} R@10 of "
         f"{points(kept.student.value)}{share}."
     )
+
+
+def correlation(one: Agreement) -> str:
+    """Write a rank correlation, or that there was nothing to rank."""
+    return "–" if one.correlation is None else f"{one.correlation:.3f}"
 
 
 def metric_name(metric: str) -> str:
@@ -160,7 +170,7 @@ def tables(found: Retention) -> Iterator[Table]:
     if found.agreements:
         ks = sorted({k for agreement in found.agreements.values() for k in agreement.overlap})
         rows = [
-            [WAYS[way], *(points(one.overlap.get(k)) for k in ks), f"{one.correlation:.3f}"]
+            [WAYS[way], *(points(one.overlap.get(k)) for k in ks), correlation(one)]
             for way, one in found.agreements.items()
         ]
         yield _table(["the same answers, %", *(f"top {k}" for k in ks), "rank correlation"], rows)
