@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from clipdistill.data.check import check
 from clipdistill.data.samples import caption_key
 from clipdistill.data.sources import pairs
 from clipdistill.errors import DataError
@@ -29,6 +30,43 @@ def test_one_stray_file_does_not_undo_class_folders(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "cover.png")
     with pytest.raises(DataError, match=r"1 lie beside these folders \(first cover.png\)"):
         pairs(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "shop.tsv", "rows.jsonl", "rows.parquet"])
+def test_captions_of_others_are_not_passed_over(name: str, tmp_path: Path) -> None:
+    """Names of files are no captions where a table beside them may have the real ones."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / name).write_text("filepath,title\na.png,a red boat\n")
+    with pytest.raises(DataError, match=rf"{name} lies beside the pictures.*open .*{name}; else write .*caption=none"):
+        pairs(tmp_path)
+    assert pairs(f"{tmp_path}?caption=none")[0].captions == []
+    (tmp_path / "a.txt").write_text("a boat")
+    assert pairs(tmp_path)[0].captions == ["a boat"]
+
+
+def test_pictures_of_phones_and_browsers_are_looked_at(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jfif", "JPEG")
+    (tmp_path / "b.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    report = check(pairs(tmp_path))
+    assert (report.samples, list(report.unreadable)) == (2, ["b.HEIC"])
+    assert "convert it" in report.unreadable["b.HEIC"]
+
+
+def test_paths_of_a_table_count_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not from where one stands, as open_clip's do."""
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "told").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "shop" / "a.png")
+    table = tmp_path / "told" / "rows.tsv"
+    table.write_text("filepath\ttitle\nshop/a.png\ta boat\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"rows.tsv:2: shop/a.png counts from the folder of the table.*Move the table"):
+        pairs(table)
+    table.write_text("filepath\ttitle\n../shop/a.png\ta boat\n")
+    assert pairs(table)[0].captions == ["a boat"]
+    table.write_text("filepath\ttitle\nhttps://shop.example/a.png\ta boat\n")
+    with pytest.raises(DataError, match=r"rows.tsv:2: .*an address.*img2dataset"):
+        pairs(table)
 
 
 def test_captions_and_names_are_one_per_line_feed(tmp_path: Path) -> None:

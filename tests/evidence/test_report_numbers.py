@@ -138,6 +138,7 @@ def test_table_takes_names_literally_and_shows_differences() -> None:
     assert "[red]a[/red]" in text
     assert "[/b" in text
     assert "38.0   -2.0" in text
+    assert "Small figures: points above [red]a[/red]" in text
     assert "gap closed" not in text
 
 

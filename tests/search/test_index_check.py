@@ -117,3 +117,8 @@ def test_the_verbs(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the manifest says 7" in capsys.readouterr().out
     assert main(["index", "nothing", "--model", "model", "--out", "z.index"]) == 1
     assert "error: nothing: there is no such file or folder" in capsys.readouterr().err
+
+
+def test_a_mistyped_verb_is_no_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", "chek", "x.index"]) != 0
+    assert "there is no command 'chek', and no such folder. Did you mean 'check'?" in capsys.readouterr().err

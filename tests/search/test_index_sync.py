@@ -163,11 +163,14 @@ def test_a_source_that_is_gone_deletes_nothing(desk: Path) -> None:
     assert index.current().count == 5
 
 
-def test_a_picture_that_cannot_be_read_now_stays(desk: Path) -> None:
+def test_a_picture_that_cannot_be_read_now_stays(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = Index.open(desk / "x.index")
     (desk / "photos" / "4.jpg").write_bytes(b"")
     changes = sync(index, workers=0)
-    assert (changes.unreadable, changes.removed, index.current().count) == (1, 0, 12)
+    assert (changes.stale, changes.kept, changes.unreadable, changes.removed) == (1, 12, 0, 0)
+    assert index.current().count == 12
+    assert "12 kept (1 of which cannot be read now)" in str(changes)
+    assert "kept as it was '4.jpg': " in capsys.readouterr().err
 
 
 def test_one_writes_at_a_time(desk: Path) -> None:

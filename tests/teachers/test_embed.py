@@ -311,6 +311,14 @@ def test_broken_pictures_are_left_out_recorded_and_counted(
     assert len(store.missing("T", source[0].captions)) == 0
 
 
+def test_a_store_without_one_picture_is_not_finished(small_model: str, tmp_path: Path) -> None:
+    """Its captions alone would train nothing, and nobody would know until then."""
+    source = photos(tmp_path / "photos", broken=3, count=3)
+    with pytest.raises(StoreError, match=r"none of the 3 pictures could be read.*delete the folder"):
+        embed(source, small_model, tmp_path / "s")
+    assert not (tmp_path / "s" / "manifest.json").exists()
+
+
 def test_ctrl_c_leaves_what_is_done_and_says_so(
     small_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

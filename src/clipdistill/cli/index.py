@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,9 @@ class SourceFirst(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words; ``make`` is meant where none of the commands is said."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            close = get_close_matches(args[0], self.commands, n=1)
+            if close and not Path(args[0]).exists():
+                ctx.fail(f"there is no command '{args[0]}', and no such folder. Did you mean '{close[0]}'?")
             args = ["make", *args]
         return super().parse_args(ctx, args)
 

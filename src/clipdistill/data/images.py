@@ -19,8 +19,11 @@ from clipdistill.errors import DataError
 MAX_PIXELS = 64_000_000
 #: A JPEG with more scans is refused: each takes as long as the whole picture, and a few bytes are one. Files have ten.
 MAX_SCANS = 100
-#: Files a folder is searched for.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"})
+#: Files a folder is searched for; HEIC is not read, but a phone's pictures are to be named rather than passed over.
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"}
+    | {".heic", ".heif"}
+)
 
 # Pillow also opens formats that start other programs (EPS) or hold no picture: those are not decoded.
 _FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM"})
@@ -180,7 +183,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture: it is none of " + ", ".join(sorted(_FORMATS - {"MPO"}))
+        return f"not a picture: it is none of {', '.join(sorted(_FORMATS - {'MPO'}))}; convert it to one"
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"(\d+) pixels", str(error))
         return _too_large(int(pixels[1])) if pixels else str(error)

@@ -40,11 +40,15 @@ class Changes:
     removed: int = 0
     kept: int = 0
     unreadable: int = 0
+    #: Of those kept, what is listed and cannot be read now: it is found as it was.
+    stale: int = 0
 
     def __str__(self) -> str:
+        stale = f" ({self.stale:,} of which cannot be read now)" if self.stale else ""
+        left_out = f", {self.unreadable:,} left out, which cannot be read" if self.unreadable else ""
         return (
             f"{self.added:,} added, {self.changed:,} changed, {self.retold:,} described anew, {self.removed:,} "
-            f"removed, {self.kept:,} kept" + (f", {self.unreadable:,} cannot be read" if self.unreadable else "")
+            f"removed, {self.kept:,} kept{stale}{left_out}"
         )
 
     def __bool__(self) -> bool:
@@ -156,9 +160,11 @@ def _sort(look: Look, facts: dict[str, Fact], buffer: Buffer, changes: Changes) 
     sample, fact = look.sample, facts.get(look.sample.id)
     reason = look.reason or _no_name(sample.id)
     if reason:
-        changes.unreadable += 1
-        if changes.unreadable <= _NAMED:
-            console.print(f"left out {sample.id!r}: {reason}", markup=False)
+        changes.kept += fact is not None
+        changes.stale += fact is not None
+        changes.unreadable += fact is None
+        if changes.unreadable + changes.stale <= _NAMED:
+            console.print(f"{'kept as it was' if fact else 'left out'} {sample.id!r}: {reason}", markup=False)
     elif look.row is not None:
         buffer.looks.append(look)
         changes.changed += fact is not None

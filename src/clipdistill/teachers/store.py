@@ -66,6 +66,11 @@ def _finish(folder: Path, manifest: Manifest) -> None:
         write_index(folder / side, sides[side])
     if not any(side.rows for side in sides.values()):
         raise StoreError(f"{folder}: there is nothing to store: no shard holds a row.")
+    if "image" in sides and not sides["image"].rows:
+        raise StoreError(
+            f"{folder}: none of the {skipped} pictures could be read. See why with 'clipdistill data check', delete "
+            "the folder, and embed again."
+        )
     text = replace(manifest, sides=sides, skipped=skipped).to_json()
     put(folder / MANIFEST, lambda file: file.write(text.encode()))
     for left in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:

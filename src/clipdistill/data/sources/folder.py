@@ -13,6 +13,8 @@ from clipdistill.errors import DataError
 
 #: The imagefolder convention of Hugging Face datasets.
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+#: Where somebody else has captions: names of files are no captions then.
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def read_folder(root: Path, columns: Columns) -> list[Sample]:
@@ -27,7 +29,7 @@ def read_folder(root: Path, columns: Columns) -> list[Sample]:
     chosen = [f"{key}={value}" for key, value in vars(columns).items() if value and (key, value) != ("caption", NONE)]
     if chosen:
         raise DataError(f"{root}: {chosen[0]} chooses a column, but there is none of {', '.join(METADATA)}")
-    samples = _from_files(root, _walk(root))
+    samples = _from_files(root, _walk(root), wordless=columns.caption == NONE)
     return without_captions(samples) if columns.caption == NONE else samples
 
 
@@ -57,7 +59,7 @@ def _walk(root: Path) -> list[str]:
     return sorted(found)
 
 
-def _from_files(root: Path, files: list[str]) -> list[Sample]:
+def _from_files(root: Path, files: list[str], wordless: bool) -> list[Sample]:
     images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         raise DataError(
@@ -80,6 +82,11 @@ def _from_files(root: Path, files: list[str]) -> list[Sample]:
         raise DataError(
             f"{root}: pictures lie in one folder per class, but {len(loose)} lie beside these folders "
             f"(first {loose[0]}). Move them into a class, or away."
+        )
+    if not wordless and (tables := [name for name in files if "/" not in name and name.endswith(_TABLES)]):
+        raise DataError(
+            f"{root}: {tables[0]} lies beside the pictures, and is not read as {METADATA[1]} would be. If the captions "
+            f"are in it, open {root / tables[0]}; else write {root}?caption={NONE}, or move it away."
         )
     classes = len(folders) > 1 and not loose
     return [_by_name(root, name, classes) for name in images]

@@ -7,6 +7,7 @@ import difflib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,6 +254,8 @@ def _samples(table: Table, columns: Columns) -> Iterator[Sample]:
     for line, row in table.rows:
         where = f"{table.path}:{line}"
         name = _path(_value(row, columns.image), columns.image, where, root)
+        if not entries:
+            _check_place(folder, name, where)
         if name not in entries:
             entries[name] = _Entry(folder / name)
         entry = entries[name]
@@ -266,6 +269,15 @@ def _samples(table: Table, columns: Columns) -> Iterator[Sample]:
         yield Sample(entry.id or name, entry.image, texts, entry.label, entry.group)
 
 
+def _check_place(folder: Path, name: str, where: str) -> None:
+    """Refuse a table whose first picture lies where open_clip would look for it: from the current folder."""
+    if not (folder / name).exists() and Path(name).exists():
+        raise DataError(
+            f"{where}: {name} counts from the folder of the table, and there is no {folder / name}; there is one from "
+            "the current folder. Move the table here, or write whole paths."
+        )
+
+
 def _value(row: Mapping[str, Any], column: str | None) -> Any:
     return None if column is None else row.get(column)
 
@@ -274,6 +286,11 @@ def _path(value: Any, column: str | None, where: str, root: str) -> str:
     """Return a picture's path relative to the table's folder where it lies inside, with forward slashes."""
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: found {_short(value)} in column '{column}', expected the path of a picture")
+    if re.match("https?://", value):
+        raise DataError(
+            f"{where}: found {_short(value)} in column '{column}', an address, expected the path of a picture. "
+            "Download pictures first, as img2dataset does."
+        )
     if "\0" in value or not _fits_a_file(value):
         raise DataError(f"{where}: found {_short(value)} in column '{column}', which no file can be called; correct it")
     path = os.path.normpath(value.strip()).removeprefix(root + os.sep)

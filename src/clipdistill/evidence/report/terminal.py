@@ -32,6 +32,8 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
     for row in rows(evaluations):
         extra = (ascii_signs(change(row.gain)), ascii_signs(share(row.closed))) if trio else ()
         result.add_row(Text(f"{row.group}, {row.label}"), *_cells(row), *extra)
+    if len(evaluations) > 1 and not trio:
+        result.caption, result.caption_justify = Text(f"Small figures: points above {evaluations[0].name}"), "left"
     return result
 
 
