@@ -42,6 +42,8 @@ def test_captions_of_others_are_not_passed_over(name: str, tmp_path: Path) -> No
     assert pairs(f"{tmp_path}?caption=none")[0].captions == []
     (tmp_path / "a.txt").write_text("a boat")
     assert pairs(tmp_path)[0].captions == ["a boat"]
+    (classes(tmp_path / "classes") / name).write_text("x,y\n")
+    assert pairs(tmp_path / "classes")[0].label == "cat", "a folder for each class says enough"
 
 
 def test_pictures_of_phones_and_browsers_are_looked_at(tmp_path: Path) -> None:

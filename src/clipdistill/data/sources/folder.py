@@ -83,12 +83,12 @@ def _from_files(root: Path, files: list[str], wordless: bool) -> list[Sample]:
             f"{root}: pictures lie in one folder per class, but {len(loose)} lie beside these folders "
             f"(first {loose[0]}). Move them into a class, or away."
         )
-    if not wordless and (tables := [name for name in files if "/" not in name and name.endswith(_TABLES)]):
+    classes = len(folders) > 1 and not loose
+    if not (classes or wordless) and (tables := [name for name in files if "/" not in name and name.endswith(_TABLES)]):
         raise DataError(
             f"{root}: {tables[0]} lies beside the pictures, and is not read as {METADATA[1]} would be. If the captions "
             f"are in it, open {root / tables[0]}; else write {root}?caption={NONE}, or move it away."
         )
-    classes = len(folders) > 1 and not loose
     return [_by_name(root, name, classes) for name in images]
 
 
