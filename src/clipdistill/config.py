@@ -22,6 +22,7 @@ from clipdistill.models.presets import StudentSpec
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(%|steps?|epochs?|samples?)?")
 #: What a teacher is called that is the student's own running average.
 SELF = "self"
+LENGTHS = ("steps", "epochs", "samples")  # of which a run says one
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
-        given = [name for name in ("steps", "epochs", "samples") if getattr(self, name) is not None]
+        given = [name for name in LENGTHS if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
             hint = f"train.{given[0]}=null takes one away" if given else "for instance train.epochs=10"

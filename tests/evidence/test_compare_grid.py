@@ -105,6 +105,7 @@ def test_the_baseline_is_the_cell_of_that_name_or_the_first() -> None:
         ({"evaluate": {}}, "name data to evaluate on: evaluate.retrieval"),
         ({"evaluate": {"retrival": "x"}}, "Did you mean 'retrieval'"),
         ({"cells": {"a": {"recipe": "clip-kt"}}}, "cell a: unknown recipe 'clip-kt'"),
+        ({"cells": {"a": {"recipe": "clip-kt"}}}, "Did you mean 'clip-kd'"),
         (
             {"teachers": {"b": {"recipe": "clp", "data": "x", "train": {"steps": 1}}}},
             "teachers, b: unknown recipe 'clp'",

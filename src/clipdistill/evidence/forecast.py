@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 
-from clipdistill.config import Plan, RunConfig
+from clipdistill.config import LENGTHS, Plan, RunConfig
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError
 from clipdistill.evidence.grid import Grid
@@ -15,7 +15,6 @@ from clipdistill.evidence.grid_runs import Draw
 from clipdistill.evidence.laws import LEAST_SIZES, Expected, Forecast, Group, Laws, fit
 from clipdistill.evidence.outcome import Outcome
 from clipdistill.evidence.statistics import t_quantile
-from clipdistill.training.stages import LENGTHS
 
 #: How many times the largest size is looked ahead to.
 AHEAD = (2, 4, 10)

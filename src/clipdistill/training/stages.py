@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipdistill.algebra.recipe import Recipe
-from clipdistill.config import RunConfig, StageConfig, make_run
+from clipdistill.config import LENGTHS, RunConfig, StageConfig, make_run
 from clipdistill.data.sources import pairs
 from clipdistill.errors import ConfigError
 from clipdistill.files import write_text
@@ -24,8 +24,6 @@ from clipdistill.training.checks import check_bank, check_letters, used_teachers
 from clipdistill.training.loop import Run
 from clipdistill.training.ranks import Ranks, joined
 
-#: How long a run is; it says one of them.
-LENGTHS = ("steps", "epochs", "samples")
 #: What a stage may say of a student that it does not make, and else takes over from the run.
 _KEPT = ("freeze", "matryoshka")
 
